@@ -1,0 +1,200 @@
+"""Everything that touches RQ's queue: sending, what became of a job, due retries. Redis only carries."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry as ConnectionRetry
+from rq import Queue, Retry, get_current_job
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.registry import ScheduledJobRegistry
+from rq.serializers import JSONSerializer
+from rq.worker_registration import get_keys
+
+from nih_sched.errors import BadSetting, UnreachableRedis
+
+T = TypeVar("T")
+
+SERIALIZER = JSONSerializer
+FUNCTION = "nih_sched.runner.run"
+RESULT_TTL = 500  # seconds for which rq-dashboard shows a finished job
+FAILURE_TTL = 30 * 86400  # seconds for which it shows a failed one; the ledger keeps the truth longer
+RQ_SLACK = 60  # seconds by which RQ's timeout comes after ours, which knows how to end a row well
+SCHEMES = ("redis://", "rediss://", "unix://")
+OUTAGES = (RedisConnectionError, RedisTimeoutError)
+
+
+@dataclass(frozen=True)
+class Send:
+    """One RQ job to be sent: claims of one source, and the waits of the tries that are left."""
+
+    rq_id: str
+    claim_ids: tuple[int, ...]
+    intervals: tuple[float, ...]
+    timeout: float
+
+
+def new_rq_id() -> str:
+    """A fresh token for one send, so that a leftover job is never in the way."""
+    return secrets.token_hex(10)
+
+
+def connect(url: str) -> Redis:
+    """A Redis connection that has answered once.
+
+    Raises:
+        BadSetting: not a Redis address. UnreachableRedis: with the address, without its password.
+    """
+    connection = client(url)
+    try:
+        connection.ping()
+    except RedisError as error:
+        raise UnreachableRedis(address=address(url), reason=f"{error}") from error
+    return connection
+
+
+def client(url: str) -> Redis:
+    """A Redis connection that hasn't been tried yet."""
+    if not url.startswith(SCHEMES):
+        raise BadSetting(
+            name="--redis-url", value="…", origin="not shown", expected=f"an URL with {', '.join(SCHEMES)}"
+        )
+    tcp: dict[str, Any] = {} if url.startswith("unix://") else {"socket_keepalive": True}
+    try:
+        return Redis.from_url(
+            url,
+            socket_connect_timeout=5,
+            **tcp,
+            health_check_interval=30,
+            retry=ConnectionRetry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+        )
+    except ValueError as error:
+        raise BadSetting(name="--redis-url", value="…", origin="not shown", expected=f"a Redis URL: {error}") from None
+
+
+def address(url: str) -> str:
+    """A Redis address that may be shown: without user, password and query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def queue_of(connection: Redis, source: str) -> Queue:
+    """The RQ queue of a source; it has the source's name."""
+    return Queue(source, connection=connection, serializer=SERIALIZER)
+
+
+def send(queue: Queue, sends: Sequence[Send]) -> None:
+    """Enqueue jobs, each with Retry(max=tries, interval=[…]) of exactly the tries that are left."""
+    if sends:
+        queue.enqueue_many([Queue.prepare_data(FUNCTION, **_facts(queue, one)) for one in sends])
+
+
+def send_later(queue: Queue, one: Send, seconds: float) -> None:
+    """Put a job into RQ's scheduled registry, where rq-dashboard shows it; the producer moves it when it is due."""
+    job = queue.create_job(FUNCTION, **_facts(queue, one))
+    queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def _facts(queue: Queue, one: Send) -> dict[str, Any]:
+    intervals: list[Any] = list(one.intervals)  # RQ says int and takes fractions too
+    return {
+        "args": (queue.name, list(one.claim_ids)),
+        "timeout": int(one.timeout * len(one.claim_ids)) + RQ_SLACK,
+        "result_ttl": RESULT_TTL,
+        "failure_ttl": FAILURE_TTL,
+        # Ids only: rq-dashboard shows this text without escaping it.
+        "description": f"{queue.name} claim {', '.join(map(str, one.claim_ids))}",
+        "job_id": one.rq_id,
+        "retry": Retry(max=len(intervals), interval=intervals) if intervals else None,
+    }
+
+
+def _scheduled(queue: Queue) -> ScheduledJobRegistry:
+    return ScheduledJobRegistry(queue=queue)  # type: ignore[no-untyped-call]
+
+
+def waiting(queue: Queue) -> int:
+    """How many jobs wait in the queue."""
+    return int(queue.count)
+
+
+def worker_count(queue: Queue) -> int:
+    """How many RQ workers, ours or stock ones, serve the queue."""
+    return len(get_keys(queue=queue))
+
+
+def promote(queue: Queue, rq_id: str) -> bool:
+    """Move a job whose retry is due from the scheduled registry into the queue; False when it isn't there."""
+    if not queue.connection.zrem(_scheduled(queue).key, rq_id):
+        return False
+    try:
+        job = Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER)
+    except NoSuchJobError:
+        return False
+    queue._enqueue_job(job)  # what RQ's own scheduler calls; Queue has no public way to send a stored job
+    return True
+
+
+class Standing(Enum):
+    """Where a job stands, as far as the producer must know."""
+
+    QUEUED = auto()
+    BUSY = auto()  # a worker has it, or is about to put it into the scheduled registry
+    GONE = auto()
+
+
+def standing(queue: Queue, rq_id: str) -> Standing:
+    """Whether RQ still has work to do with a job."""
+    try:
+        status = Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER).get_status()
+    except NoSuchJobError:
+        return Standing.GONE
+    if status == JobStatus.QUEUED:
+        return Standing.QUEUED
+    return Standing.BUSY if status in (JobStatus.STARTED, JobStatus.SCHEDULED) else Standing.GONE
+
+
+def withdraw(queue: Queue, rq_ids: Iterable[str]) -> None:
+    """Take jobs whose claims are void out of the queue and out of Redis."""
+    connection = queue.connection
+    with connection.pipeline() as pipeline:
+        for rq_id in rq_ids:
+            pipeline.lrem(queue.key, 1, rq_id)
+            pipeline.zrem(_scheduled(queue).key, rq_id)
+            pipeline.delete(Job.key_for(rq_id))
+        pipeline.execute()
+
+
+def forget(queue: Queue) -> None:
+    """Remove a source's queue with all its jobs and registries."""
+    queue.delete(delete_jobs=True)
+
+
+def current_queue() -> Queue | None:
+    """Inside an RQ job: the queue it came from, on the worker's own connection."""
+    job = get_current_job()
+    return None if job is None else queue_of(job.connection, job.origin)
+
+
+def patiently(work: Callable[[], T], seconds: float = 5.0) -> T:
+    """Run `work`, again while Redis is away, for some seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except OUTAGES:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.2)

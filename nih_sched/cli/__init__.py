@@ -1,0 +1,72 @@
+"""The command `scheduler`: click, nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from nih_sched import __version__, telemetry
+from nih_sched.cli.options import FIRST, help_records
+from nih_sched.errors import NihError
+
+
+class Scheduler(click.Group):
+    """A group for which `scheduler OPTIONS` is `scheduler run OPTIONS`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `run` before options that aren't the group's own."""
+        if not args or (args[0].startswith("-") and args[0] not in ("--help", "-h", "--version")):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The six options that come first in a user's mind, then the commands."""
+        with formatter.section("Options, as of `scheduler run`, which is meant when no command is named"):
+            formatter.write_dl(help_records(FIRST))
+        formatter.write_paragraph()
+        formatter.write_text("`scheduler run --help` shows all options.")
+        super().format_commands(ctx, formatter)
+        with formatter.section("Other options"):
+            formatter.write_dl([p.get_help_record(ctx) for p in self.get_params(ctx) if p.get_help_record(ctx)])  # type: ignore[misc]
+
+
+@click.group(cls=Scheduler, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="scheduler")
+def cli() -> None:
+    r"""Any SQL table becomes a job queue: ready rows are claimed, run through RQ, and get their fate written back.
+
+    \b
+    Try it:  scheduler init --sample && scheduler --burst
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error, never a traceback."""
+    from nih_sched.cli import add, run, tables  # noqa: PLC0415, F401 - they hang their commands on `cli`
+
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Aborted.", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except NihError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `scheduler status | head` is no mistake
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def listen(settings: Any) -> None:
+    """Have events logged as the settings say."""
+    telemetry.unsubscribe_all()
+    telemetry.subscribe(telemetry.LogLines(settings.log_format, telemetry.QUIET_SHOWS if settings.quiet else None))

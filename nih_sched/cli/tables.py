@@ -1,0 +1,129 @@
+"""scheduler init, uninstall, status."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table as RichTable
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from nih_sched import broker, ledger, sample
+from nih_sched.cli import cli, listen
+from nih_sched.cli.options import TABLE, settings_options
+from nih_sched.dialects import address, connect, dialect_of
+from nih_sched.dialects.base import reason
+from nih_sched.errors import DatabaseRefused, NoSuchTable, UnreachableRedis, UsageError
+from nih_sched.model import State, decode_key, show_key
+from nih_sched.settings import Settings
+from nih_sched.store import Looks, open_desk
+from nih_sched.store.rows import give_all_back, running_count
+from nih_sched.supervisor import redis_for
+from nih_sched.table import find_table, reflect
+
+
+@cli.command()
+@settings_options(TABLE)
+@click.option("--sample", "with_sample", is_flag=True, help="Make a table with 20 sample rows too, if it isn't there.")
+@click.option("--print-sql", is_flag=True, help="Print the SQL that would be run; run nothing.")
+@click.option("--create-index", is_flag=True, help="Create the recommended index on your table too.")
+def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: bool) -> None:
+    """Make our tables nih_sched_* beside yours, and recommend an index. Yours is not touched."""
+    engine = connect(settings.database_url, create=True)
+    own = ledger.tables(settings.ledger_schema)
+    if print_sql:
+        click.echo(";\n\n".join(ledger.ddl(engine, own)) + ";")
+        return
+    made = ledger.ensure(engine, own)
+    click.echo(f"{'Made' if made else 'Found'} our tables nih_sched_* in {address(engine.url)}.")
+    if with_sample:
+        table = sample.sample_table(settings.table, settings.ready_val, settings.status_key)
+        full_name = _full_name(engine, settings.table)
+        if sample.create(engine, own, full_name, table):
+            click.echo(f"Made table {settings.table} with {len(sample.rows())} sample rows.")
+        else:
+            click.echo(f"Table {settings.table} is there already; it was not touched.")
+    try:
+        rows = reflect(engine, settings, address(engine.url))
+    except NoSuchTable as error:
+        click.echo(f"{error}")
+        return
+    index = dialect_of(engine).index_ddl(rows.table, rows.status, rows.words[State.READY], rows.keys)
+    if create_index:
+        try:
+            with engine.begin() as connection:
+                connection.execute(text(index.replace(":", "\\:")))
+        except SQLAlchemyError as error:
+            raise DatabaseRefused(address=address(engine.url), what="the index", reason=reason(error)) from error
+        click.echo(f"Created: {index};")
+    else:
+        click.echo(f"Recommended for a large table (--create-index creates it):\n  {index};")
+    engine.dispose()
+
+
+@cli.command()
+@settings_options(("database_url", "redis_url", "ledger_schema", "log_format", "quiet", "config"))
+@click.option("--yes", is_flag=True, help="Don't ask, even if rows seem to be running.")
+def uninstall(settings: Settings, yes: bool) -> None:
+    """Give claimed rows back to ready, and drop our tables. Stop all schedulers first."""
+    listen(settings)
+    engine = connect(settings.database_url)
+    own = ledger.tables(settings.ledger_schema)
+    if not ledger.exists(engine, own):
+        raise UsageError(reason=f"There are no tables nih_sched_* in {address(engine.url)}.")
+    running = running_count(engine, own)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                reason=f"{running} rows are marked as running. Add --yes to uninstall without being asked."
+            )
+        click.confirm(f"{running} rows are marked as running. Give all claimed rows back, drop our tables?", abort=True)
+    count, sources = give_all_back(engine, own)
+    try:
+        with redis_for(settings) as redis_url:
+            connection = broker.connect(redis_url)
+            for name in sources:
+                broker.forget(broker.queue_of(connection, name))
+    except UnreachableRedis as error:
+        click.echo(f"Left the jobs in Redis, they will be refused: {error}", err=True)
+    ledger.drop(engine, own)
+    click.echo(f"Gave {count} rows back and dropped our tables nih_sched_*.")
+
+
+@cli.command()
+@settings_options(TABLE)
+def status(settings: Settings) -> None:
+    """Print how many rows there are in each state, and the newest failures with their reasons."""
+    desk = open_desk(settings, create_ledger=False)
+    looks = Looks(desk)
+    console = Console(highlight=False)
+    counts = looks.by_word()
+    table = RichTable("state", f"{desk.rows.status.name}", "rows")
+    for state in State:
+        word = desk.rows.words[state]
+        if state is State.RETRYING and word == desk.rows.words[State.QUEUED]:
+            continue
+        table.add_row(state.value, str(word), str(counts.pop(word, 0)))
+    for word, count in counts.items():
+        table.add_row("(not ours)", str(word), str(count))
+    console.print(f"{address(settings.database_url)} · {desk.rows.name} · source {desk.source.name}", markup=False)
+    console.print(table)
+    if ledger.exists(desk.engine, desk.ledger) and (failures := looks.last_failures(10)):
+        shown = RichTable("failed row", "attempts", "how", "reason")
+        for row in failures:
+            reason_line = (row.reason or "").strip().splitlines()[:1]
+            shown.add_row(show_key(decode_key(row.row_key)), str(row.attempt), row.outcome, "".join(reason_line)[:200])
+        console.print(shown, markup=False)
+    desk.close()
+
+
+def _full_name(engine: object, name: str) -> str:
+    try:
+        return find_table(engine, name)[0]  # type: ignore[arg-type]
+    except NoSuchTable:
+        from sqlalchemy import inspect  # noqa: PLC0415
+
+        schema, _, plain = name.rpartition(".")
+        return f"{schema or inspect(engine).default_schema_name or 'main'}.{plain}"

@@ -1,0 +1,103 @@
+"""The contract that each database meets, and what most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, Engine, Select, Table, and_, select, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.schema import CreateIndex, Index
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.expression import literal
+
+from nih_sched.model import Word
+
+
+class Dialect:
+    """One database's ways. The default methods are right for a standard one."""
+
+    name = ""
+
+    def engine(self, url: URL) -> Engine:
+        """An engine for short transactions in READ COMMITTED, its sessions in UTC."""
+        raise NotImplementedError
+
+    def prepare(self, engine: Engine) -> None:
+        """What the database as a whole needs once, when our tables are made."""
+
+    def read_engine(self, engine: Engine) -> Engine:
+        """The same engine for reading without a transaction."""
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def lock_ready(self, query: Select[Any], table: Table) -> Select[Any]:
+        """Lock the rows that `query` finds, passing over those that others have locked."""
+        return query.with_for_update(skip_locked=True, of=table)
+
+    def lock(self, query: Select[Any], table: Table) -> Select[Any]:
+        """Lock the rows that `query` finds, waiting for those that others have locked."""
+        return query.with_for_update(of=table)
+
+    def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
+        """The column holds exactly `word`, whatever its collation thinks is equal.
+
+        The word is written into the SQL, by SQLAlchemy's quoting, because no database uses a partial index for a
+        parameter.
+        """
+        return column == literal(word, column.type, literal_execute=True)
+
+    def insert_claims(
+        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+    ) -> dict[str, int]:
+        """Insert records whose open_key isn't taken; return {open_key: id} of those that were inserted."""
+        raise NotImplementedError
+
+    def index_ddl(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> str:
+        """The index that makes finding ready rows cheap."""
+        index = self.recommended_index(table, status, ready, keys)
+        return str(CreateIndex(index).compile(dialect=self.compiler())).strip()
+
+    def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
+        """The index of index_ddl, on a copy of the table that nobody else sees."""
+        raise NotImplementedError
+
+    def compiler(self) -> Any:
+        """An SQLAlchemy dialect to show SQL with."""
+        raise NotImplementedError
+
+    def plan(self, connection: Connection, sql: str) -> str:
+        """The database's plan for `sql`, as it words it."""
+        rows = connection.execute(text("EXPLAIN " + sql.replace(":", "\\:"))).all()
+        return "\n".join(" ".join(str(cell) for cell in row if cell is not None) for row in rows)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the same statement may succeed when tried again: a lost connection, a deadlock, a lock timeout."""
+        if isinstance(error, PoolTimeout):
+            return True
+        if isinstance(error, DBAPIError):
+            return error.connection_invalidated or self.code_is_transient(error)
+        return False
+
+    def code_is_transient(self, error: DBAPIError) -> bool:
+        """is_transient, by the driver's own error code."""
+        return isinstance(error, OperationalError | InterfaceError)
+
+
+def claimable(dialect: Dialect, status: Column[Any], ready: Word, extra: Sequence[ColumnElement[bool]]) -> Any:
+    """The WHERE of a claim."""
+    return and_(dialect.is_word(status, ready), *extra)
+
+
+def by_open_key(connection: Connection, attempts: Table, open_keys: Sequence[str]) -> dict[str, int]:
+    """{open_key: id} of the open claims among these."""
+    query = select(attempts.c.open_key, attempts.c.id).where(attempts.c.open_key.in_(open_keys))
+    return {row.open_key: row.id for row in connection.execute(query)}
+
+
+def reason(error: Exception) -> str:
+    """The database's own words for an error, on one line, without the statement and its values."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines() or [type(original).__name__]
+    return " ".join(line.strip() for line in lines if line.strip())

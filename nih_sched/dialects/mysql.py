@@ -1,0 +1,122 @@
+"""MariaDB 10.6, MySQL 8.0 and newer, by PyMySQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Enum,
+    String,
+    Table,
+    and_,
+    create_engine,
+    event,
+    func,
+)
+from sqlalchemy import insert as plain_insert
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import Index
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.expression import literal, literal_column
+
+from nih_sched.dialects.base import Dialect, by_open_key
+from nih_sched.model import Word
+
+# https://mariadb.com/kb/en/mariadb-error-codes/: too many connections, shutdown, lock wait, deadlock, read-only,
+# lost connections, record changed since read
+TRANSIENT_CODES = frozenset(
+    {
+        1020,
+        1040,
+        1053,
+        1077,
+        1158,
+        1159,
+        1160,
+        1161,
+        1205,
+        1213,
+        1290,
+        1792,
+        1836,
+        1927,
+        2002,
+        2003,
+        2006,
+        2013,
+        2055,
+        4031,
+    }
+)
+
+
+class MySQL(Dialect):
+    """No RETURNING for updates, case-insensitive words by default, DATETIME(6) in UTC."""
+
+    name = "mysql"
+
+    def engine(self, url: URL) -> Engine:
+        """READ COMMITTED, because the default's gap locks would block other people's INSERTs."""
+        engine = create_engine(
+            url.update_query_dict({"charset": url.query.get("charset", "utf8mb4")}),
+            hide_parameters=True,  # rows' values don't belong in logs
+            isolation_level="READ COMMITTED",
+            pool_size=1,
+            max_overflow=2,
+            pool_pre_ping=True,
+            pool_recycle=3600,  # servers close idle connections after wait_timeout
+            connect_args={"connect_timeout": 10},
+        )
+
+        @event.listens_for(engine, "connect")
+        def _utc(connection: Any, record: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SET time_zone = '+00:00'")
+
+        return engine
+
+    def lock_ready(self, query: Any, table: Table) -> Any:
+        """MariaDB knows no OF."""
+        return query.with_for_update(skip_locked=True)
+
+    def lock(self, query: Any, table: Table) -> Any:
+        """MariaDB knows no OF."""
+        return query.with_for_update()
+
+    def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
+        """The default collations take `pending` for `Pending`: compare bytes too, after the index has done its part."""
+        plain = super().is_word(column, word)
+        if isinstance(column.type, String) and not isinstance(column.type, Enum):
+            found = func.hex(func.convert(column.op("USING")(literal_column("utf8mb4"))))
+            return and_(plain, found == literal(str(word).encode().hex().upper(), literal_execute=True))
+        return plain
+
+    def insert_claims(
+        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+    ) -> dict[str, int]:
+        """Look, then insert: the claimed rows are locked, so nobody else can be inserting the same ones."""
+        taken = by_open_key(connection, attempts, [record["open_key"] for record in records])
+        fresh = [record for record in records if record["open_key"] not in taken]
+        if not fresh:
+            return {}
+        connection.execute(plain_insert(attempts), fresh)
+        return by_open_key(connection, attempts, [record["open_key"] for record in fresh])
+
+    def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
+        """InnoDB knows no partial indexes; it appends the primary key by itself, saying so keeps the order clear."""
+        return Index(f"nih_sched_{table.name}_ready"[:60], status, *keys)
+
+    def compiler(self) -> Any:
+        """For showing SQL."""
+        return mysql.dialect(paramstyle="named")
+
+    def code_is_transient(self, error: DBAPIError) -> bool:
+        """By the server's error number."""
+        code = error.orig.args[0] if error.orig is not None and error.orig.args else None
+        return code in TRANSIENT_CODES or code == 0

@@ -1,0 +1,75 @@
+"""PostgreSQL 13 and newer, by psycopg 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, Engine, String, Table, and_, cast, create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import Index
+from sqlalchemy.sql import ColumnElement
+
+from nih_sched.dialects.base import Dialect
+from nih_sched.model import Word
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html: connection, resources, rollback, lock, operator
+TRANSIENT_CLASSES = ("08", "40", "53", "57")
+TRANSIENT_CODES = frozenset({"55P03", "25006", "55006"})
+
+
+class PostgreSQL(Dialect):
+    """SKIP LOCKED, RETURNING, partial indexes, time in timestamptz."""
+
+    name = "postgresql"
+
+    def engine(self, url: URL) -> Engine:
+        """One connection for a process, tested before use because servers restart."""
+        return create_engine(
+            url,
+            hide_parameters=True,  # rows' values don't belong in logs
+            isolation_level="READ COMMITTED",
+            pool_size=1,
+            max_overflow=2,
+            pool_pre_ping=True,
+            connect_args={"application_name": "nih-sched", "connect_timeout": 10, "options": "-c timezone=UTC"}
+            if "options" not in url.query
+            else {"application_name": "nih-sched", "connect_timeout": 10},
+        )
+
+    def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
+        """Citext and nondeterministic collations take other words for equal; ordinary columns don't."""
+        plain = super().is_word(column, word)
+        if isinstance(column.type, postgresql.CITEXT):
+            return and_(plain, cast(column, String) == str(word))
+        return plain
+
+    def insert_claims(
+        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+    ) -> dict[str, int]:
+        """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims."""
+        statement = (
+            insert(attempts)
+            .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
+            .returning(attempts.c.open_key, attempts.c.id)
+        )
+        return {row.open_key: row.id for row in connection.execute(statement, list(records))}
+
+    def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
+        """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
+        name = f"nih_sched_{table.name}_ready"[:60]
+        return Index(name, *keys, postgresql_where=self.is_word(status, ready))
+
+    def compiler(self) -> Any:
+        """Psycopg's paramstyle would double percent signs; plain PostgreSQL doesn't."""
+        return postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+
+    def code_is_transient(self, error: DBAPIError) -> bool:
+        """By SQLSTATE; an operational error without one is a failed connection."""
+        code = getattr(error.orig, "sqlstate", None)
+        if code is None:
+            return super().code_is_transient(error)
+        return code[:2] in TRANSIENT_CLASSES or code in TRANSIENT_CODES

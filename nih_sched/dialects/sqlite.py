@@ -1,0 +1,110 @@
+"""SQLite 3.35 and newer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.schema import Index
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.expression import literal
+
+from nih_sched.dialects.base import Dialect
+from nih_sched.model import Word
+
+BUSY_SECONDS = 30.0
+
+
+class SQLite(Dialect):
+    """One writer at a time: BEGIN IMMEDIATE takes the write lock first, so no row needs a lock of its own."""
+
+    name = "sqlite"
+
+    def engine(self, url: URL) -> Engine:
+        """Transactions that begin at BEGIN, wait for the writer before them, and survive a crash of ours."""
+        memory = url.database in (None, "", ":memory:")
+        engine = create_engine(
+            url,
+            hide_parameters=True,  # rows' values don't belong in logs
+            poolclass=StaticPool if memory else QueuePool,
+            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        )
+
+        @event.listens_for(engine, "connect")
+        def _connect(connection: Any, record: Any) -> None:
+            connection.isolation_level = None  # the driver's own BEGIN would be a deferred one, and late
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA synchronous = NORMAL")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+
+    def prepare(self, engine: Engine) -> None:
+        """Write-ahead log, so that readers and the writer don't wait for each other; stays set in the file."""
+        with self.read_engine(engine).connect() as connection:
+            if connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete":
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+    def lock_ready(self, query: Select[Any], table: Table) -> Select[Any]:
+        """The write lock is held already."""
+        return query
+
+    def lock(self, query: Select[Any], table: Table) -> Select[Any]:
+        """The write lock is held already."""
+        return query
+
+    def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
+        """A NOCASE column takes `pending` for `Pending`: compare bytes too, after the index has done its part."""
+        plain = super().is_word(column, word)
+        if isinstance(column.type, String):
+            return and_(plain, collate(column, "BINARY") == literal(word, literal_execute=True))
+        return plain
+
+    def insert_claims(
+        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+    ) -> dict[str, int]:
+        """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims."""
+        statement = (
+            insert(attempts)
+            .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
+            .returning(attempts.c.open_key, attempts.c.id)
+        )
+        return {row.open_key: row.id for row in connection.execute(statement, list(records))}
+
+    def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
+        """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
+        plain = column_is(status, ready)
+        return Index(f"nih_sched_{table.name}_ready"[:60], *keys, sqlite_where=plain)
+
+    def compiler(self) -> Any:
+        """For showing SQL."""
+        return sqlite.dialect(paramstyle="named")
+
+    def plan(self, connection: Connection, sql: str) -> str:
+        """EXPLAIN alone would list byte code."""
+        rows = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + sql).all()
+        return "\n".join(str(row[3]) for row in rows)
+
+    def code_is_transient(self, error: DBAPIError) -> bool:
+        """Busy, locked, full and I/O errors pass; a missing table doesn't.
+
+        https://www.sqlite.org/rescode.html: SQLITE_BUSY 5, LOCKED 6, IOERR 10, FULL 13, CANTOPEN 14, PROTOCOL 15
+        """
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in {5, 6, 10, 13, 14, 15}
+
+
+def column_is(column: Column[Any], word: Word) -> ColumnElement[bool]:
+    """The bare comparison, as an index's WHERE needs it."""
+    return column == literal(word, column.type, literal_execute=True)

@@ -1,0 +1,68 @@
+"""The database's own clock as SQL, so that machines with different clocks agree. All in UTC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import DateTime, Float
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import expression
+from sqlalchemy.sql.elements import ColumnElement
+
+SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f000'"  # microseconds as SQLAlchemy writes them, so that texts compare
+
+
+class Now(ColumnElement[Any]):
+    """The instant at which the statement runs, not the one at which its transaction began."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = True
+
+
+class After(ColumnElement[Any]):
+    """Now plus some seconds, fractions kept."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = False
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = expression.bindparam(None, float(seconds), type_=Float(), unique=True)
+
+
+@compiles(Now, "postgresql")
+def _now_postgresql(element: Now, compiler: Any, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(After, "postgresql")
+def _after_postgresql(element: After, compiler: Any, **kw: Any) -> str:
+    return f"clock_timestamp() + {compiler.process(element.seconds, **kw)} * interval '1 second'"
+
+
+@compiles(Now, "mysql", "mariadb")
+def _now_mysql(element: Now, compiler: Any, **kw: Any) -> str:
+    return "utc_timestamp(6)"
+
+
+@compiles(After, "mysql", "mariadb")
+def _after_mysql(element: After, compiler: Any, **kw: Any) -> str:
+    # INTERVAL takes fractions of a second as DECIMAL; a DOUBLE would be rounded.
+    seconds = compiler.process(element.seconds, **kw)
+    return f"utc_timestamp(6) + interval cast({seconds} as decimal(20,6)) second"
+
+
+@compiles(Now, "sqlite")
+def _now_sqlite(element: Now, compiler: Any, **kw: Any) -> str:
+    return f"strftime({SQLITE_FORMAT.replace('%', _percent(compiler))}, 'now')"
+
+
+@compiles(After, "sqlite")
+def _after_sqlite(element: After, compiler: Any, **kw: Any) -> str:
+    # SQLite's clock has milliseconds, cut off: one more makes sure that no wait ends early.
+    seconds = compiler.process(element.seconds, **kw)
+    form = SQLITE_FORMAT.replace("%", _percent(compiler))
+    return f"strftime({form}, 'now', ({seconds} + 0.001) || ' seconds')"
+
+
+def _percent(compiler: Any) -> str:
+    return "%%" if compiler.preparer._double_percents else "%"

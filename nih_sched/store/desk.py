@@ -1,0 +1,184 @@
+"""A source's desk: its engine, ledger, table and words together, and the way transactions are run on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from nih_sched import clock, ledger, table, telemetry
+from nih_sched.dialects import Dialect, Now, address, connect, dialect_of
+from nih_sched.dialects.base import claimable, reason
+from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UsageError
+from nih_sched.ledger import Ledger
+from nih_sched.model import Backoff, Source, State
+from nih_sched.settings import Settings
+from nih_sched.table import RowTable
+
+T = TypeVar("T")
+
+PATIENCE = 60.0  # seconds for which an ordinary transaction is tried again
+LOUD_AFTER = 1.0  # seconds of trying after which we say so
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every statement of a source needs."""
+
+    engine: Engine
+    dialect: Dialect
+    ledger: Ledger
+    rows: RowTable
+    source: Source
+
+    def transact(self, work: Callable[[Connection], T], *, patience: float = PATIENCE) -> T:
+        """Run `work` in one transaction; begin anew on lost connections, deadlocks and lock timeouts.
+
+        Args:
+            work: must be safe to run again after a rollback, or after a commit whose answer was lost.
+            patience: seconds after which the error is let through.
+        """
+        began = clock.monotonic()
+        said = False
+        turn = 0
+        while True:
+            try:
+                with self.engine.begin() as connection:
+                    result = work(connection)
+            except SQLAlchemyError as error:
+                waited = clock.monotonic() - began
+                if not self.dialect.is_transient(error) or waited >= patience:
+                    raise
+                if waited >= LOUD_AFTER and not said:
+                    said = True
+                    telemetry.emit("database_lost", reason=reason(error))
+                time.sleep(random.uniform(0.5, 1.0) * min(0.02 * 2**turn, 2.0))  # noqa: S311 - spreads, hides nothing
+                turn = min(turn + 1, 10)
+            else:
+                if said:
+                    telemetry.emit("database_back")
+                return result
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` on a connection without a transaction."""
+        with self.dialect.read_engine(self.engine).connect() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+
+def open_desk(settings: Settings, *, create_ledger: bool = True) -> Desk:
+    """Reach the database, check the table, make our tables if they are missing, and write the source down.
+
+    Raises:
+        NihError: whatever stands in the way, in one sentence.
+    """
+    engine = connect(settings.database_url)
+    try:
+        return desk_on(engine, settings, create_ledger=create_ledger)
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -> Desk:
+    """open_desk on an engine that is there already."""
+    rows = table.reflect(engine, settings, address(engine.url))
+    own = ledger.tables(settings.ledger_schema)
+    if create_ledger and ledger.ensure(engine, own):
+        telemetry.emit("ledger_created", address=address(engine.url))
+    known = create_ledger or ledger.exists(engine, own)
+    source = Source(
+        name=source_name(rows, settings.where, ledger.identity(engine, own, "ledger_id") if known else ""),
+        table=rows.name,
+        status_key=rows.status.name,
+        key_columns=tuple(column.name for column in rows.keys),
+        states=rows.words,
+        backoff=Backoff(settings.delay, settings.backoff, settings.max_delay, settings.jitter),
+        timeout=settings.timeout,
+    )
+    desk = Desk(engine, dialect_of(engine), own, rows, source)
+    _probe(desk, settings.where)
+    return desk
+
+
+def _probe(desk: Desk, where: str | None) -> None:
+    # A mistake in --where, or a missing right, is said now and not by a producer that fails at each look.
+    rows = desk.rows
+    query = select(*rows.keys).where(claimable(desk.dialect, rows.status, rows.words[State.READY], rows.conditions))
+    try:
+        desk.read(lambda connection: connection.execute(query.limit(1)).all())
+    except DBAPIError as error:
+        if where:
+            raise UsageError(reason=f"--where {where!r} can't be used: {reason(error)}") from error
+        raise DatabaseRefused(
+            address=address(desk.engine.url), what=f"to read {rows.name}", reason=reason(error)
+        ) from error
+
+
+def register(desk: Desk) -> None:
+    """Write the source down for workers, stock ones too, to read by its name."""
+    sources = desk.ledger.sources
+    values = {"facts": desk.source.to_json(), "updated_at": Now()}
+
+    def write(connection: Connection) -> None:
+        same = sources.c.name == desk.source.name
+        if not connection.execute(update(sources).where(same).values(values)).rowcount:
+            connection.execute(insert(sources).values(name=desk.source.name, **values))
+
+    try:
+        desk.transact(write)
+    except IntegrityError:
+        desk.transact(write)  # another scheduler was first
+
+
+def source_facts(engine: Engine, own: Ledger, name: str) -> str | None:
+    """What a producer has written down of a source; None when there is no such source."""
+    query = select(own.sources.c.facts).where(own.sources.c.name == name)
+    with dialect_of(engine).read_engine(engine).connect() as connection:
+        facts: str | None = connection.execute(query).scalar()
+    return facts
+
+
+def source_desk(engine: Engine, own: Ledger, name: str, facts: str) -> Desk:
+    """The desk of a source as its producer has written it down.
+
+    Raises:
+        BadLedger: its table is gone.
+    """
+    source = Source.from_json(name, facts)
+    try:
+        _, found = table.find_table(engine, source.table)
+    except NoSuchTable as error:
+        raise BadLedger(reason=f"Source {name}: {error}") from error
+    rows = RowTable(
+        name=source.table,
+        table=found,
+        status=table.column_of(found, source.status_key, "our table nih_sched_sources"),
+        keys=tuple(table.column_of(found, key, "our table nih_sched_sources") for key in source.key_columns),
+        words=source.states,
+        features=(),
+    )
+    return Desk(engine, dialect_of(engine), own, rows, source)
+
+
+def source_name(rows: RowTable, where: str | None, ledger_id: str) -> str:
+    """A source's name, which is its RQ queue's too: readable, and different wherever the rows served are different.
+
+    The ledger's id is part of the hash, so that two databases on one Redis never take each other's jobs.
+    """
+    ready = rows.words[State.READY]
+    facts = json.dumps([ledger_id, rows.name, rows.status.name, ready, where])
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", f"{rows.table.name}-{ready}").strip("-")[:60]
+    return f"{readable}-{digest}"

@@ -1,0 +1,76 @@
+"""Questions about a source that change nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from nih_sched.dialects import Now
+from nih_sched.dialects.base import claimable
+from nih_sched.model import Outcome, State
+from nih_sched.store.desk import Desk
+
+FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
+
+
+class Looks:
+    """Counts and lists, straight from table and ledger."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._attempts = desk.ledger.attempts
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        return self._desk.read(_instant)
+
+    def ready(self) -> int:
+        """How many ready rows are ours."""
+        rows = self._desk.rows
+        ready = claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
+        query = select(func.count()).select_from(rows.table).where(ready)
+        return int(self._desk.read(lambda c: c.execute(query).scalar_one()))
+
+    def by_word(self) -> dict[Any, int]:
+        """How many rows there are of each word in the status column."""
+        status = self._desk.rows.status
+        query = select(status, func.count()).group_by(status)
+        return {row[0]: row[1] for row in self._desk.read(lambda c: c.execute(query).all())}
+
+    def open_claims(self, producer: str | None = None) -> int:
+        """How many claims of this source (and of one producer) haven't ended: queued, running, waiting to retry."""
+        c = self._attempts.c
+        query = select(func.count()).where(c.open_key.is_not(None), c.source == self._desk.source.name)
+        if producer is not None:
+            query = query.where(c.claimed_by == producer)
+        return int(self._desk.read(lambda connection: connection.execute(query).scalar_one()))
+
+    def ended_since(self, since: datetime, producer: str | None = None) -> dict[str, int]:
+        """How many claims of this source (and of one producer) have ended since an instant, by outcome."""
+        c = self._attempts.c
+        query = (
+            select(c.outcome, func.count())
+            .where(c.source == self._desk.source.name, c.of_claim.is_(None), c.finished_at >= since)
+            .group_by(c.outcome)
+        )
+        if producer is not None:
+            query = query.where(c.claimed_by == producer)
+        return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
+
+    def last_failures(self, limit: int) -> list[Any]:
+        """The newest claims that ended in failure: row_key, outcome, attempt, reason, finished_at."""
+        c = self._attempts.c
+        query = (
+            select(c.row_key, c.outcome, c.attempt, c.reason, c.finished_at)
+            .where(c.source == self._desk.source.name, c.of_claim.is_(None), c.outcome.in_(FINAL_FAILURES))
+            .order_by(c.id.desc())
+            .limit(limit)
+        )
+        return list(self._desk.read(lambda connection: connection.execute(query).all()))
+
+
+def _instant(connection: Connection) -> datetime:
+    instant: datetime = connection.execute(select(Now())).scalar_one()
+    return instant

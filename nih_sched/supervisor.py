@@ -1,0 +1,276 @@
+"""One process tree: a producer and a pool of workers, started, watched, restarted and stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nih_sched import broker, clock, embedded, runner, telemetry, worker
+from nih_sched.dialects import address
+from nih_sched.dialects.connect import sqlite_path
+from nih_sched.errors import NihError, UsageError
+from nih_sched.producer import Producer
+from nih_sched.settings import Settings, fields, option_name
+from nih_sched.store import Desk, Looks, open_desk
+
+KILL_SLACK = 6.0  # seconds beyond the grace after which a child that didn't stop is killed
+MIN_LIFE = 5.0  # seconds that a child should live; one that dies younger is started again only after a pause
+FINISHED = (0, 1, 2)  # exit codes with which a producer means to end
+
+
+@dataclass
+class Child:
+    """A process of the tree."""
+
+    role: str
+    pid: int
+    born: float
+    not_before: float = 0.0
+
+
+class View(Protocol):
+    """What shows a run while it goes on."""
+
+    @property
+    def sink(self) -> int:
+        """The file descriptor that children write their output to."""
+
+    def look(self) -> None:
+        """Called some twenty times a second."""
+
+    def close(self) -> None:
+        """Called once at the end."""
+
+
+class Supervisor:
+    """Forks children from a process that has imported everything and has no thread and no open connection."""
+
+    def __init__(self, settings: Settings, redis_url: str, view: View | None = None) -> None:
+        self._settings = settings
+        self._redis_url = redis_url
+        self._view = view
+        self._children: list[Child] = []
+        self._stops = 0
+        self._wake = clock.Bell()
+        self._code = 0
+
+    def run(self) -> int:
+        """Keep the tree up until it is told to stop or its producer has finished; return the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_stop)
+        try:
+            self._start("producer")
+            for _ in range(self._settings.max_concurrent_jobs):
+                self._start("worker")
+            while not self._stops:
+                self._reap(restart=True)
+                self._look()
+                time.sleep(0.05)
+        finally:
+            self._stop_all()
+            if self._view:
+                self._view.close()
+        return self._code
+
+    def _on_stop(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGTERM and self._stops:
+            return  # a container sends it to everyone, and we forward it: once is enough
+        self._stops += 1
+        if self._stops == 1:
+            telemetry.emit("stopping", grace=self._settings.grace)
+        elif self._stops == 2:
+            telemetry.emit("stopping_now")
+            self._signal(worker.STOP_NOW)
+
+    def _start(self, role: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, worker.STOP_NOW})
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                for number in (signal.SIGTERM, worker.STOP_NOW):
+                    signal.signal(number, lambda signum, frame: os._exit(0))  # told to stop before it has begun
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                if self._view:
+                    os.dup2(self._view.sink, 1)  # what handlers print stands above the view, not in it
+                    os.dup2(self._view.sink, 2)
+                code = self._be(role, parent)
+            except NihError as error:
+                sys.stderr.write(f"Error: {error}\n")
+                code = error.exit_code
+            except BaseException:  # the child's outermost frame: nothing may unwind into the parent's code
+                traceback.print_exc()
+            finally:
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                os._exit(code)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self._children.append(Child(role, pid, clock.monotonic()))
+
+    def _be(self, role: str, parent: int) -> int:
+        if role == "worker":
+            return worker.work(self._settings, self._redis_url, parent=parent)
+        return produce(self._settings, self._redis_url, parent=parent)
+
+    def _reap(self, *, restart: bool) -> None:
+        for child in list(self._children):
+            if child.pid == 0:
+                if restart and clock.monotonic() >= child.not_before:
+                    self._children.remove(child)
+                    self._start(child.role)
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            if child.role == "producer" and code in FINISHED:
+                self._code = code
+                self._stops = self._stops or 1
+            elif code == 2:
+                self._code, self._stops = code, self._stops or 1
+            elif restart:
+                telemetry.emit(f"{child.role}_died", name=str(pid), status=_words(code))
+                lived = clock.monotonic() - child.born
+                child.not_before = clock.monotonic() + (0.0 if lived >= MIN_LIFE else 1.0)
+                child.pid = 0
+                continue
+            self._children.remove(child)
+
+    def _look(self) -> None:
+        if self._view:
+            self._view.look()
+
+    def _signal(self, number: int) -> None:
+        for child in self._children:
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+
+    def _stop_all(self) -> None:
+        self._children = [child for child in self._children if child.pid]
+        self._signal(worker.STOP_NOW if self._stops > 1 else signal.SIGTERM)
+        deadline = clock.monotonic() + self._settings.grace + KILL_SLACK
+        while self._children:
+            self._reap(restart=False)
+            self._look()
+            if clock.monotonic() > deadline:
+                self._signal(signal.SIGKILL)
+            time.sleep(0.02)
+
+
+def run(settings: Settings, make_view: Callable[[Desk], View] | None = None) -> int:
+    """Run the main job: producer and workers, until told to stop or until --burst or --max-rows has its end.
+
+    Args:
+        settings: what to do.
+        make_view: makes what shows the run on a terminal, from the source's desk.
+
+    Returns:
+        0 done, 1 a row failed under --burst or --max-rows, 2 a configuration that can't work.
+
+    Raises:
+        NihError: whatever stands in the way, before a row is claimed.
+    """
+    with redis_for(settings) as redis_url:
+        site = runner.prepare(settings)
+        broker.connect(redis_url).close()
+        telemetry.emit("run_started", summary=summary(settings, site, redis_url))
+        view = make_view(site.desk) if make_view else None
+        site.close()
+        code = Supervisor(settings, redis_url, view).run()
+        telemetry.emit("stopped")
+        return code
+
+
+def produce(settings: Settings, redis_url: str, *, parent: int | None = None) -> int:
+    """Be a producer until told to stop; the exit code as of run().
+
+    Args:
+        settings: what to do.
+        redis_url: the Redis to send to.
+        parent: the supervisor's pid, whose death ends this producer too.
+    """
+    stop = clock.Bell()
+    for number in (signal.SIGTERM, worker.STOP_NOW):
+        signal.signal(number, lambda signum, frame: stop.ring())
+    if parent is None:
+        signal.signal(signal.SIGINT, lambda signum, frame: stop.ring())
+    else:
+        worker.watch_parent(parent)
+    insist = parent is not None
+    desk = worker.reach(lambda: open_desk(settings), stop, insist=insist)
+    connection = worker.reach(lambda: broker.connect(redis_url), stop, insist=insist)
+    if desk is None or connection is None:
+        return 0
+    producer = Producer(settings, desk, connection)
+    try:
+        ended = producer.loop(stop)
+    finally:
+        producer.stop()
+        desk.close()
+    if ended is None:
+        return 0
+    done = ended.pop("done", 0)
+    rest = "".join(f", {count} {outcome}" for outcome, count in sorted(ended.items()))
+    telemetry.emit("finished", summary=f"{done} done{rest}")
+    return 1 if any(ended.get(outcome) for outcome in ("failed", "timed out", "crashed", "lost")) else 0
+
+
+@contextlib.contextmanager
+def redis_for(settings: Settings) -> Iterator[str]:
+    """The address of the Redis to use; an embedded one lives at least as long as this context.
+
+    Raises:
+        UsageError: on Heroku, where machines share neither disk nor sockets.
+    """
+    if settings.dyno:
+        if settings.redis_url is None:
+            raise UsageError(reason="Dynos share no disk, so the embedded Redis can't serve them. Set REDIS_URL.")
+        if sqlite_path(settings.database_url):
+            raise UsageError(reason="Dynos share no disk, so SQLite can't serve them. Set DATABASE_URL.")
+    if settings.redis_url is not None:
+        yield settings.redis_url
+        return
+    path = sqlite_path(settings.database_url)
+    server = embedded.start(str(path) if path else settings.database_url)
+    try:
+        yield server.url
+    finally:
+        server.close()
+
+
+def summary(settings: Settings, site: runner.Site, redis_url: str) -> str:
+    """The one line that says what a run will do, and where each setting came from."""
+    redis = broker.address(redis_url) if settings.redis_url else "embedded"
+    origins: dict[str, list[str]] = {}
+    for name in fields():
+        if settings.origin(name) != "default":
+            origins.setdefault(settings.origin(name), []).append(option_name(name))
+    told = "; ".join(f"{' '.join(names)} by {origin}" for origin, names in origins.items())
+    return " · ".join(
+        [
+            f"database {address(settings.database_url)}",
+            f"table {site.desk.rows.name}",
+            f"{Looks(site.desk).ready()} ready",
+            f"handler {site.handler.name}",
+            f"{settings.max_concurrent_jobs} workers",
+            f"Redis {redis}",
+            f"set: {told}; all else by default" if told else "all by default",
+        ]
+    )
+
+
+def _words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,113 @@
+"""emit("claimed", …): what happened, as facts. Only the subscribers here word it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from nih_sched import clock
+
+Subscriber = Callable[[str, dict[str, Any]], None]
+
+# Each event's sentence; facts that it doesn't name are for the JSON form only.
+SENTENCES: dict[str, str] = {
+    "run_started": "{summary}",
+    "ledger_created": "created our tables nih_sched_* in {address}",
+    "claimed": "claimed {count} rows",
+    "started": "row {key} started (attempt {attempt})",
+    "done": "row {key} done in {seconds:.3f} s",
+    "retrying": "row {key} {outcome} (attempt {attempt}), again in {delay:g} s: {reason}",
+    "failed": "row {key} {outcome} for good (attempt {attempt}): {reason}",
+    "cancelled": "row {key} not run: it left {expected} before it started",
+    "interrupted": "row {key} interrupted (attempt {attempt}), released",
+    "stale": "row {key}: an outcome came too late and changed nothing",
+    "state_refused": "row {key} stays as it is, the database refused its new state: {reason}",
+    "given_back": "gave {count} claimed rows back",
+    "unserved": "gave {count} rows of source {source} back: this worker doesn't serve it",
+    "refused_job": "refused RQ job {rq_id}: {reason}",
+    "job_failed": "a job of source {source} failed before its rows ran: {reason}",
+    "retries_sent": "sent {count} due retries",
+    "database_lost": "database unreachable, trying again: {reason}",
+    "database_back": "database reachable again",
+    "redis_lost": "Redis unreachable, trying again: {reason}",
+    "redis_back": "Redis reachable again",
+    "worker_started": "worker {name} started, pid {pid}",
+    "worker_died": "worker {name} ended unexpectedly ({status}), starting another",
+    "producer_died": "producer ended unexpectedly ({status}), starting another",
+    "stopping": "stopping: running rows get {grace:g} s; press Ctrl-C again to stop at once",
+    "stopping_now": "stopping at once",
+    "stopped": "stopped",
+    "progress": "{progress}",
+    "finished": "nothing left to do: {summary}",
+}
+QUIET_SHOWS = frozenset(
+    {
+        "failed",
+        "job_failed",
+        "state_refused",
+        "refused_job",
+        "unserved",
+        "database_lost",
+        "redis_lost",
+        "worker_died",
+        "producer_died",
+    }
+)
+VIEW_SHOWS = QUIET_SHOWS | {"stopping", "stopping_now", "finished"}
+
+_subscribers: list[Subscriber] = []
+
+
+def subscribe(subscriber: Subscriber) -> None:
+    """Have `subscriber(event, facts)` called at each emit, in this process and those forked from it."""
+    _subscribers.append(subscriber)
+
+
+def unsubscribe_all() -> None:
+    """Forget every subscriber."""
+    _subscribers.clear()
+
+
+def emit(event: str, **facts: Any) -> None:
+    """Say that `event`, a key of SENTENCES, happened."""
+    for subscriber in _subscribers:
+        subscriber(event, facts)
+
+
+class LogLines:
+    """A subscriber that writes one line for each event, as text or as JSON.
+
+    Args:
+        form: "text" or "json".
+        only: the events to log; all by default.
+        stream: where to; standard error by default, looked up at each line.
+    """
+
+    def __init__(self, form: str = "text", only: frozenset[str] | None = None, stream: TextIO | None = None) -> None:
+        self._form = form
+        self._only = only
+        self._stream = stream
+
+    def __call__(self, event: str, facts: dict[str, Any]) -> None:
+        """Write the line, in one write so that processes don't mix theirs."""
+        if self._only is not None and event not in self._only:
+            return
+        instant = clock.now()
+        if self._form == "json":
+            line = json.dumps({"at": instant.isoformat(), "event": event, **facts}, default=str)
+        else:
+            sentence = SENTENCES[event].format_map(facts)
+            line = f"{instant:%H:%M:%S} {_one_line(sentence)}"
+        try:
+            stream = self._stream or sys.stderr
+            stream.write(line + "\n")
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # a closed or full terminal must not stop a row
+
+
+def _one_line(text: str) -> str:
+    # A row's content must not be able to forge a line or steer the terminal.
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

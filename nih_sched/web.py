@@ -1,0 +1,280 @@
+"""The dashboard: rq-dashboard at /rq, in an app of ours that adds what it lacks.
+
+rq-dashboard 0.9.0 has no login, prints what a job says as HTML, reads jobs with pickle in places, changes state by
+GET, and its buttons change Redis behind the table's back. Each is mended here once, at a point that all its pages pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import ipaddress
+import json
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import flask
+import redis
+import rq_dashboard.web as rq_pages
+import waitress.server
+from flask.templating import DispatchingJinjaLoader
+from jinja2 import Environment
+from markupsafe import escape
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from werkzeug.exceptions import HTTPException
+
+from nih_sched.errors import UnreachableRedis, UsageError
+
+RQ = "rq_dashboard"
+ALL_WORKERS = rq_pages.Worker.all  # taken before make_app puts something in its place
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+# What rq-dashboard may serve. A list of what reads, not of what writes: a route that it adds one day is off.
+READING = re.compile(
+    rf"{RQ}\.(static|favicon|(queues|workers|jobs)_overview|job_view|list_(queues|workers|jobs)|job_info)"
+)
+# It fails on other values of these parts of its addresses; "instance" 0 is the one Redis that we have.
+ADDRESS_PARTS = {
+    "instance_number": re.compile("0"),
+    "registry_name": re.compile("queued|scheduled|deferred|started|finished|failed|canceled"),
+    "per_page": re.compile("[1-9][0-9]{0,3}"),
+    "page": re.compile("[1-9][0-9]{0,5}"),
+}
+# Applied to its templates in this order. Underscore prints `<%= x %>` as it is and `<%- x %>` escaped.
+TEMPLATE_MENDS = (
+    (r"<%=\s*\$\('<div/>'\)\.text\(((?:(?!%>).)*?)\)\.html\(\)\s*%>", r"<%- \1 %>"),  # else it's escaped twice
+    (r"<%=", "<%-"),
+    # Buttons that would change state. `[^>]*` may end inside a title that holds a tag: what follows goes as well.
+    (r"""(?s)<(a|button)\b[^>]*(?:id|data-role)="[\w-]*(?:requeue|compact|delete|empty)[\w-]*".*?</\1>""", ""),
+    (r">Actions</th>", "></th>"),
+    (r"url_for\('static'", f"url_for('{RQ}.static'"),
+    (r"<script\b", '<script nonce="{{ csp_nonce() }}"'),
+)
+# Jinja doesn't escape in .js files, and one of them puts the queue's name, from the address, between quotes.
+SCRIPT_MENDS = ((r"""(['"]?)\{\{\s*([\w.]+)\s*\}\}\1""", r"{{ \2|tojson }}"),)
+
+
+class _MendedTemplates(DispatchingJinjaLoader):
+    def get_source(self, environment: Environment, template: str) -> tuple[str, str | None, Callable[[], bool] | None]:
+        source, path, fresh = super().get_source(environment, template)
+        if template.startswith(f"{RQ}/"):
+            for pattern, replacement in TEMPLATE_MENDS + (SCRIPT_MENDS if template.endswith(".js") else ()):
+                source = re.sub(pattern, replacement, source)
+        return source, path, fresh
+
+
+class _Job(rq_pages.Job):  # type: ignore[misc]
+    """A job as rq-dashboard can read it; it forgets the serializer in places, and RQ's default is pickle."""
+
+    def __init__(self, job_id: str, connection: Any, serializer: Any = None) -> None:
+        try:
+            super().__init__(job_id, connection=connection, serializer=serializer or rq_pages.config.serializer)
+        except ValueError:  # an id that no job can have
+            raise rq_pages.NoSuchJobError from None
+
+    @property
+    def dependency_ids(self) -> list[bytes]:
+        # rq 3 gives str, rq-dashboard 0.9.0 decodes bytes.
+        return [each.encode() for each in super().dependency_ids]
+
+    def get_call_string(self) -> str:
+        # RQ would load the arguments, with whatever serializer the job's worker had.
+        return str(self.description)
+
+
+class _App(flask.Flask):
+    redis_conn: redis.Redis  # rq-dashboard looks for it under this name
+
+    def create_global_jinja_loader(self) -> DispatchingJinjaLoader:
+        return _MendedTemplates(self)
+
+
+def make_app(connection_url: str, password: str, *, serializer: object, tls_verify: bool = True) -> flask.Flask:
+    """The dashboard as a WSGI app. One for a process: rq-dashboard keeps its settings in its module.
+
+    Args:
+        connection_url: of the Redis server: redis://, rediss:// or unix://.
+        password: asked for on every page but /healthz; any user name goes with it.
+        serializer: the one that our RQ jobs are written with, `broker.SERIALIZER`.
+        tls_verify: whether a rediss:// server's certificate must be a trusted one.
+    """
+    if not password:
+        raise UsageError(reason="The dashboard's password is empty. Set NIH_SCHED_DASHBOARD_PASSWORD.")
+    app = _App(__name__, static_folder=None)
+    app.debug = False  # Flask would take it from the environment
+    app.redis_conn = _connect(connection_url, tls_verify)
+    address = _address(app.redis_conn)
+    app.config.update(RQ_DASHBOARD_DISABLE_DELETE=True, RQ_DASHBOARD_REDIS_URL=(address,))  # the latter is only shown
+    app.jinja_env.globals["csp_nonce"] = lambda: flask.g.csp_nonce
+
+    rq_pages.config.serializer = serializer
+    rq_pages.Job = _Job
+    rq_pages.Worker = SimpleNamespace(all=partial(ALL_WORKERS, job_class=_Job, serializer=serializer))
+    app.register_blueprint(rq_pages.blueprint, url_prefix="/rq")
+    # It would make a new client from the URL for each request, with no way to say tls_verify.
+    app.before_request_funcs[RQ].remove(rq_pages.push_rq_connection)
+
+    app.before_request(partial(_guard, app, password.encode()))
+    app.after_request(_add_headers)
+    app.add_url_rule("/", "home", lambda: flask.redirect("/rq/"))
+    app.add_url_rule("/healthz", "healthz", lambda: flask.Response("ok", mimetype="text/plain"))
+    _answer_errors(app, address)
+    return app
+
+
+def _answer_errors(app: flask.Flask, address: str) -> None:
+    unreadable = "This can't be shown: it isn't JSON, so it was written by another program than nih-sched."
+
+    def redis_failed(error: redis.RedisError) -> flask.Response:
+        # Only the error's name: a server that doesn't know AUTH quotes the password in its text.
+        return _say(503, str(UnreachableRedis(address=address, reason=type(error).__name__)))
+
+    app.register_error_handler(redis.RedisError, redis_failed)
+    app.register_error_handler(rq_pages.NoSuchJobError, lambda _: _say(404, "Redis holds no such job (any more)."))
+    app.register_error_handler(json.JSONDecodeError, lambda _: _say(502, unreadable))
+    app.register_error_handler(UnicodeDecodeError, lambda _: _say(502, unreadable))
+    app.register_error_handler(HTTPException, lambda error: _say(error.code or 500, error.description or error.name))
+
+
+def _connect(url: str, tls_verify: bool) -> redis.Redis:
+    unverified: dict[str, Any] = {} if tls_verify or not url.startswith("rediss:") else {"ssl_cert_reqs": "none"}
+    # redis-py's own retries take seconds, and a page asks every 2.5 s. One is for a connection gone stale.
+    retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+    try:
+        return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, retry=retry, **unverified)
+    except ValueError:  # its text may hold a piece of the password
+        reason = "The Redis address isn't one that redis-py takes. Set REDIS_URL to redis://…, rediss://… or unix://…"
+        raise UsageError(reason=reason) from None
+
+
+def _address(client: redis.Redis) -> str:
+    # Made from what redis-py understood, so that no odd way of writing a password into a URL gets through.
+    found = client.connection_pool.connection_kwargs
+    place = found.get("path") or f"{found.get('host', 'localhost')}:{found.get('port', 6379)}"
+    return f"{'unix' if 'path' in found else 'redis'}://{place} (database {found.get('db') or 0})"
+
+
+def _guard(app: _App, password: bytes) -> flask.Response | None:
+    """Runs before every request, those that lead nowhere included."""
+    request = flask.request
+    flask.g.csp_nonce = secrets.token_urlsafe(16)
+    if request.endpoint == "healthz":
+        return None
+    login = request.authorization
+    given = (login.password if login and login.type == "basic" else None) or ""
+    if not hmac.compare_digest(given.encode(), password):
+        answer = _say(401, "Please log in, as admin with the dashboard's password.")
+        answer.headers["WWW-Authenticate"] = 'Basic realm="nih-sched", charset="UTF-8"'
+        return answer
+    of_rq = request.blueprint == RQ
+    if request.method not in SAFE_METHODS or (of_rq and not READING.fullmatch(request.endpoint or "")):
+        return _say(403, "rq-dashboard's buttons go round the table and so are off. Change the row in its table.")
+    for name, value in (request.view_args or {}).items():
+        if of_rq and name in ADDRESS_PARTS and not ADDRESS_PARTS[name].fullmatch(str(value)):
+            return _say(404, "There is no such page.")
+    if of_rq and request.endpoint not in {f"{RQ}.static", f"{RQ}.favicon"}:
+        app.redis_conn.ping()  # its first page answers 200 when Redis is away
+    return None
+
+
+def _say(status: int, sentence: str) -> flask.Response:
+    if flask.request.path.endswith(".json"):
+        answer = flask.jsonify(error=sentence)
+    else:
+        page = (
+            f'<!doctype html><title>nih-sched</title><p>{escape(sentence)}</p><p><a href="/rq/">To the queues</a></p>'
+        )
+        answer = flask.Response(page)
+    answer.status_code = status
+    return answer
+
+
+def _add_headers(answer: flask.Response) -> flask.Response:
+    # Underscore compiles its templates with Function(): only rq-dashboard's pages are let.
+    compiling = " 'unsafe-eval'" if flask.request.blueprint == RQ else ""
+    policy = (
+        f"default-src 'none'; script-src 'self' 'nonce-{flask.g.csp_nonce}'{compiling}; style-src 'self'; "
+        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    answer.headers.update({"Content-Security-Policy": policy, **HEADERS})
+    return answer
+
+
+class _Stop(SystemExit):
+    """Ends waitress's loop, which takes SystemExit for the wish to stop and then waits for its threads."""
+
+
+def serve(
+    connection_url: str,
+    *,
+    host: str,
+    port: int,
+    password: str | None,
+    ready: Callable[[str], None],
+    serializer: object,
+    tls_verify: bool = True,
+) -> None:
+    """Serve the dashboard until SIGINT or SIGTERM, then return. For the main thread, as signals are.
+
+    `ready` gets one sentence once the port is open. Without a password one is made up, and is in that sentence, if
+    only this machine can connect and a person reads it: standard error is a terminal.
+    """
+    made_up = "" if password else _make_up_password(host)
+    app = make_app(connection_url, password or made_up, serializer=serializer, tls_verify=tls_verify)
+    server = _listen(app, host, port)
+    port = getattr(server, "effective_port", port)  # which one 0 became
+    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.suppress(_Stop):  # one before run(), or a second one while it ends
+            ready(f"Dashboard on {url} · user admin · password {made_up or 'as you set it'}")
+            server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        server.close()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stop
+
+
+def _make_up_password(host: str) -> str:
+    hint = "Set NIH_SCHED_DASHBOARD_PASSWORD"
+    if not _is_loopback(host):
+        reason = (
+            f"Others can reach {host or 'every address'}, so the dashboard needs a password. {hint}, or use 127.0.0.1."
+        )
+        raise UsageError(reason=reason)
+    if not sys.stderr.isatty():  # a secret must not land in a log
+        raise UsageError(reason=f"The dashboard needs a password, and no terminal is here to show one on. {hint}.")
+    return secrets.token_urlsafe(12)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _listen(app: flask.Flask, host: str, port: int) -> Any:
+    try:
+        # It reads a body before it asks us, and we take none.
+        return waitress.server.create_server(app, host=host, port=port, ident="", max_request_body_size=65536)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(reason=f"The dashboard can't listen on {host}, port {port}: {reason}.") from None
