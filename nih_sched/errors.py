@@ -102,14 +102,19 @@ class RetryLater(Exception):
     """Raise it in a handler to run the row again after `seconds`; no try is spent.
 
     Args:
-        seconds: how long to wait, 0 or more; fractions count.
+        seconds: how long to wait, from 0 to 100 years; fractions count.
     """
 
+    LONGEST = 100 * 365 * 86400.0  # beyond it databases run out of dates
+
     def __init__(self, seconds: float) -> None:
-        if not 0 <= seconds < float("inf"):
-            raise ValueError(f"RetryLater takes seconds from 0, not {seconds!r}")
+        if not 0 <= seconds <= self.LONGEST:
+            raise ValueError(f"RetryLater takes seconds from 0 to {self.LONGEST:.0f}, not {seconds!r}")
         self.seconds = float(seconds)
-        super().__init__(f"asked to be run again in {self.seconds:g} s")
+        super().__init__(self.seconds)  # as given, so that a process pool can carry it
+
+    def __str__(self) -> str:
+        return f"asked to be run again in {self.seconds:g} s"
 
 
 class RowTimeout(BaseException):

@@ -40,9 +40,10 @@ def get_jobs(
     Raises:
         NoSuchTable, NoSuchColumn: at the first row asked for.
     """
-    query = _query(session.connection(), status_key, ready_val, columns, table)
-    options = {"yield_per": batch_size}
-    with session.connection().execution_options(**options).execute(query).mappings() as rows:
+    connection = session.connection()
+    query = _query(connection, status_key, ready_val, columns, table)
+    # For this statement alone: set on the connection, it would stay for the session's own statements.
+    with connection.execute(query, execution_options={"yield_per": batch_size}).mappings() as rows:
         yield from rows
 
 

@@ -251,7 +251,7 @@ def _checked(name: str, field: dataclasses.Field[Any], raw: Any, origin: str) ->
     shown = "…" if facts["secret"] else raw
     try:
         value = _parse(kind, raw)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):  # TOML has dates, and whole numbers beyond every float
         expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
         raise BadSetting(name=option_name(name), value=shown, origin=origin, expected=expected) from None
     low, high = facts["low"], facts["high"]
@@ -290,10 +290,11 @@ def _parse(kind: type, raw: Any) -> Any:
 
 
 def _spread_states(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """--states ready=new,… sets the single words that weren't set by themselves."""
+    """--states ready=new,… sets the single words that weren't set by themselves, in the same place or a nearer one."""
     text = values.get("states")
     if not text:
         return
+    farther = {"option": ("environment", "file"), "environment": ("file",)}.get(origins["states"].split()[0], ())
     known = ("ready", "queued", "started", "done", "failed", "cancelled", "retrying")
     for part in text.split(","):
         state, _, word = part.partition("=")
@@ -305,7 +306,7 @@ def _spread_states(values: dict[str, Any], origins: dict[str, str]) -> None:
                 expected=f"state=word pairs by commas, the states being {', '.join(known)}",
             )
         name = f"{state.strip()}_val"
-        if name not in origins:
+        if name not in origins or origins[name].startswith(farther):
             values[name] = word.strip()
             origins[name] = origins["states"]
 

@@ -1,7 +1,7 @@
 """The dashboard: rq-dashboard at /rq, in an app of ours that adds what it lacks.
 
-rq-dashboard 0.9.0 has no login, prints what a job says as HTML, reads jobs with pickle in places, changes state by
-GET, and its buttons change Redis behind the table's back. Each is mended here once, at a point that all its pages pass.
+rq-dashboard 0.9.0 has no login, prints what a job says as HTML, reads with pickle in places, changes state by GET, and
+its buttons change Redis behind the table's back. Each is mended once, at a point that all its pages pass.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hmac
 import ipaddress
-import json
 import re
 import secrets
 import signal
@@ -34,24 +33,15 @@ from nih_sched.errors import UnreachableRedis, UsageError
 
 RQ = "rq_dashboard"
 ALL_WORKERS = rq_pages.Worker.all  # taken before make_app puts something in its place
-HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
+UNREADABLE = "rq-dashboard can't read this. Did another program than nih-sched write it, not as JSON?"
 # What rq-dashboard may serve. A list of what reads, not of what writes: a route that it adds one day is off.
-READING = re.compile(
-    rf"{RQ}\.(static|favicon|(queues|workers|jobs)_overview|job_view|list_(queues|workers|jobs)|job_info)"
-)
+READING = re.compile(r"(static|favicon|(queues|workers|jobs)_overview|list_(queues|workers|jobs)|job_(view|info))")
 # It fails on other values of these parts of its addresses; "instance" 0 is the one Redis that we have.
 ADDRESS_PARTS = {
-    "instance_number": re.compile("0"),
-    "registry_name": re.compile("queued|scheduled|deferred|started|finished|failed|canceled"),
-    "per_page": re.compile("[1-9][0-9]{0,3}"),
-    "page": re.compile("[1-9][0-9]{0,5}"),
+    "instance_number": "0",
+    "registry_name": "queued|scheduled|deferred|started|finished|failed|canceled",
+    "per_page": "[1-9][0-9]{0,3}",
+    "page": "[1-9][0-9]{0,5}",
 }
 # Applied to its templates in this order. Underscore prints `<%= x %>` as it is and `<%- x %>` escaped.
 TEMPLATE_MENDS = (
@@ -60,6 +50,7 @@ TEMPLATE_MENDS = (
     # Buttons that would change state. `[^>]*` may end inside a title that holds a tag: what follows goes as well.
     (r"""(?s)<(a|button)\b[^>]*(?:id|data-role)="[\w-]*(?:requeue|compact|delete|empty)[\w-]*".*?</\1>""", ""),
     (r">Actions</th>", "></th>"),
+    (r'\sstyle="[^"]*"', ""),  # the policy forbids them
     (r"url_for\('static'", f"url_for('{RQ}.static'"),
     (r"<script\b", '<script nonce="{{ csp_nonce() }}"'),
 )
@@ -92,14 +83,11 @@ class _Job(rq_pages.Job):  # type: ignore[misc]
 
     def get_call_string(self) -> str:
         # RQ would load the arguments, with whatever serializer the job's worker had.
-        return str(self.description)
+        return str(self.description or self.id)
 
 
 class _App(flask.Flask):
     redis_conn: redis.Redis  # rq-dashboard looks for it under this name
-
-    def create_global_jinja_loader(self) -> DispatchingJinjaLoader:
-        return _MendedTemplates(self)
 
 
 def make_app(connection_url: str, password: str, *, serializer: object, tls_verify: bool = True) -> flask.Flask:
@@ -115,9 +103,12 @@ def make_app(connection_url: str, password: str, *, serializer: object, tls_veri
         raise UsageError(reason="The dashboard's password is empty. Set NIH_SCHED_DASHBOARD_PASSWORD.")
     app = _App(__name__, static_folder=None)
     app.debug = False  # Flask would take it from the environment
+    # Werkzeug redirects to absolute addresses, which are wrong behind a proxy that ends TLS.
+    app.url_map.redirect_defaults = app.url_map.strict_slashes = False
     app.redis_conn = _connect(connection_url, tls_verify)
     address = _address(app.redis_conn)
     app.config.update(RQ_DASHBOARD_DISABLE_DELETE=True, RQ_DASHBOARD_REDIS_URL=(address,))  # the latter is only shown
+    app.jinja_env.loader = _MendedTemplates(app)
     app.jinja_env.globals["csp_nonce"] = lambda: flask.g.csp_nonce
 
     rq_pages.config.serializer = serializer
@@ -131,22 +122,14 @@ def make_app(connection_url: str, password: str, *, serializer: object, tls_veri
     app.after_request(_add_headers)
     app.add_url_rule("/", "home", lambda: flask.redirect("/rq/"))
     app.add_url_rule("/healthz", "healthz", lambda: flask.Response("ok", mimetype="text/plain"))
-    _answer_errors(app, address)
-    return app
 
-
-def _answer_errors(app: flask.Flask, address: str) -> None:
-    unreadable = "This can't be shown: it isn't JSON, so it was written by another program than nih-sched."
-
-    def redis_failed(error: redis.RedisError) -> flask.Response:
-        # Only the error's name: a server that doesn't know AUTH quotes the password in its text.
-        return _say(503, str(UnreachableRedis(address=address, reason=type(error).__name__)))
-
-    app.register_error_handler(redis.RedisError, redis_failed)
+    # Only the error's name: a server that doesn't know AUTH quotes the password in its text.
+    unreachable = partial(UnreachableRedis, address=address)
+    app.register_error_handler(redis.RedisError, lambda e: _say(503, str(unreachable(reason=type(e).__name__))))
     app.register_error_handler(rq_pages.NoSuchJobError, lambda _: _say(404, "Redis holds no such job (any more)."))
-    app.register_error_handler(json.JSONDecodeError, lambda _: _say(502, unreadable))
-    app.register_error_handler(UnicodeDecodeError, lambda _: _say(502, unreadable))
-    app.register_error_handler(HTTPException, lambda error: _say(error.code or 500, error.description or error.name))
+    app.register_error_handler(ValueError, lambda _: _say(502, UNREADABLE))
+    app.register_error_handler(HTTPException, lambda e: _say(e.code or 500, e.description or e.name))
+    return app
 
 
 def _connect(url: str, tls_verify: bool) -> redis.Redis:
@@ -156,8 +139,7 @@ def _connect(url: str, tls_verify: bool) -> redis.Redis:
     try:
         return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, retry=retry, **unverified)
     except ValueError:  # its text may hold a piece of the password
-        reason = "The Redis address isn't one that redis-py takes. Set REDIS_URL to redis://…, rediss://… or unix://…"
-        raise UsageError(reason=reason) from None
+        raise UsageError(reason="Redis needs an address redis://…, rediss://… or unix://… that is whole.") from None
 
 
 def _address(client: redis.Redis) -> str:
@@ -174,18 +156,18 @@ def _guard(app: _App, password: bytes) -> flask.Response | None:
     if request.endpoint == "healthz":
         return None
     login = request.authorization
-    given = (login.password if login and login.type == "basic" else None) or ""
+    given = (login.password if login and login.type == "basic" else "") or ""
     if not hmac.compare_digest(given.encode(), password):
         answer = _say(401, "Please log in, as admin with the dashboard's password.")
         answer.headers["WWW-Authenticate"] = 'Basic realm="nih-sched", charset="UTF-8"'
         return answer
-    of_rq = request.blueprint == RQ
-    if request.method not in SAFE_METHODS or (of_rq and not READING.fullmatch(request.endpoint or "")):
+    of_rq, view = request.blueprint == RQ, (request.endpoint or "").rpartition(".")[2]
+    if request.method not in {"GET", "HEAD", "OPTIONS"} or (of_rq and not READING.fullmatch(view)):
         return _say(403, "rq-dashboard's buttons go round the table and so are off. Change the row in its table.")
     for name, value in (request.view_args or {}).items():
-        if of_rq and name in ADDRESS_PARTS and not ADDRESS_PARTS[name].fullmatch(str(value)):
+        if of_rq and not re.fullmatch(ADDRESS_PARTS.get(name, "(?s).*"), str(value)):
             return _say(404, "There is no such page.")
-    if of_rq and request.endpoint not in {f"{RQ}.static", f"{RQ}.favicon"}:
+    if of_rq and view not in {"static", "favicon"}:
         app.redis_conn.ping()  # its first page answers 200 when Redis is away
     return None
 
@@ -194,10 +176,7 @@ def _say(status: int, sentence: str) -> flask.Response:
     if flask.request.path.endswith(".json"):
         answer = flask.jsonify(error=sentence)
     else:
-        page = (
-            f'<!doctype html><title>nih-sched</title><p>{escape(sentence)}</p><p><a href="/rq/">To the queues</a></p>'
-        )
-        answer = flask.Response(page)
+        answer = flask.Response(f"<!doctype html><title>Dashboard</title><p>{escape(sentence)}<p><a href=/rq/>Back</a>")
     answer.status_code = status
     return answer
 
@@ -205,11 +184,12 @@ def _say(status: int, sentence: str) -> flask.Response:
 def _add_headers(answer: flask.Response) -> flask.Response:
     # Underscore compiles its templates with Function(): only rq-dashboard's pages are let.
     compiling = " 'unsafe-eval'" if flask.request.blueprint == RQ else ""
-    policy = (
+    answer.headers["Content-Security-Policy"] = (
         f"default-src 'none'; script-src 'self' 'nonce-{flask.g.csp_nonce}'{compiling}; style-src 'self'; "
         "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    answer.headers.update({"Content-Security-Policy": policy, **HEADERS})
+    answer.headers.update({"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"})
+    answer.headers.update({"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})
     return answer
 
 
@@ -234,7 +214,11 @@ def serve(
     """
     made_up = "" if password else _make_up_password(host)
     app = make_app(connection_url, password or made_up, serializer=serializer, tls_verify=tls_verify)
-    server = _listen(app, host, port)
+    try:  # waitress reads a body before it asks us, and we take none
+        server = waitress.server.create_server(app, host=host, port=port, ident="", max_request_body_size=65536)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(reason=f"The dashboard can't listen on {host}, port {port}: {reason}.") from None
     port = getattr(server, "effective_port", port)  # which one 0 became
     url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -254,27 +238,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _make_up_password(host: str) -> str:
     hint = "Set NIH_SCHED_DASHBOARD_PASSWORD"
-    if not _is_loopback(host):
-        reason = (
-            f"Others can reach {host or 'every address'}, so the dashboard needs a password. {hint}, or use 127.0.0.1."
-        )
-        raise UsageError(reason=reason)
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host.lower() == "localhost"
+    if not loopback:
+        raise UsageError(reason=f"Others can reach {host!r}: the dashboard needs a password. {hint}, or use 127.0.0.1.")
     if not sys.stderr.isatty():  # a secret must not land in a log
         raise UsageError(reason=f"The dashboard needs a password, and no terminal is here to show one on. {hint}.")
     return secrets.token_urlsafe(12)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-def _listen(app: flask.Flask, host: str, port: int) -> Any:
-    try:
-        # It reads a body before it asks us, and we take none.
-        return waitress.server.create_server(app, host=host, port=port, ident="", max_request_body_size=65536)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(reason=f"The dashboard can't listen on {host}, port {port}: {reason}.") from None

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from rq import Queue
 from rq.exceptions import DeserializationError, StopRequested
 from rq.job import Job
+from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 from rq.worker import Worker as RQWorker
 
@@ -24,6 +25,7 @@ from nih_sched import broker, clock, runner, telemetry
 from nih_sched.broker import FUNCTION
 from nih_sched.errors import UnreachableDatabase, UnreachableRedis
 from nih_sched.runner import Site
+from nih_sched.runner.command import signal_name
 from nih_sched.settings import Settings
 
 T = TypeVar("T")
@@ -163,8 +165,20 @@ def work(settings: Settings, redis_url: str, *, parent: int | None = None) -> in
     return 0 if worker._first_stop is not None else 75  # EX_TEMPFAIL: RQ gave up, the supervisor starts another
 
 
+class _NoPenalty(BaseDeathPenalty):
+    """RQ's would reset an alarm clock that is somebody else's, and needs the main thread. Rows have a timeout anyway."""
+
+    def setup_death_penalty(self) -> None:
+        pass
+
+    def cancel_death_penalty(self) -> None:
+        pass
+
+
 class _QuietWorker(SimpleWorker):
     """RQ's in-process worker, in a process whose signals are somebody else's."""
+
+    death_penalty_class = _NoPenalty
 
     def _install_signal_handlers(self) -> None:
         pass
@@ -240,7 +254,7 @@ def _not_ours(job: Job) -> str | None:
 def _how_it_died(status: int, rusage: Any) -> str:
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        how = f"its process was killed by signal {number} ({signal.Signals(number).name})"
+        how = f"its process was killed by signal {number} ({signal_name(number)})"
     else:
         how = f"its process ended with exit code {os.waitstatus_to_exitcode(status)}"
     if rusage is not None:

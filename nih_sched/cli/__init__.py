@@ -36,10 +36,9 @@ class Scheduler(click.Group):
 @click.group(cls=Scheduler, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="scheduler")
 def cli() -> None:
-    r"""Any SQL table becomes a job queue: ready rows are claimed, run through RQ, and get their fate written back.
+    """Any SQL table becomes a job queue: ready rows are claimed, run through RQ, and get their fate written back.
 
-    \b
-    Try it:  scheduler init --sample && scheduler --burst
+    Try it: scheduler init --sample && scheduler --burst
     """
 
 
@@ -48,7 +47,7 @@ def main() -> None:
     from nih_sched.cli import add, run, tables  # noqa: PLC0415, F401 - they hang their commands on `cli`
 
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="scheduler", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("Aborted.", err=True)
         code = 130

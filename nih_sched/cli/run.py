@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from nih_sched import broker, runner, supervisor, web, worker
+from nih_sched import broker, runner, supervisor, worker
 from nih_sched.cli import cli, listen
 from nih_sched.cli.options import COMMON, DASHBOARD, RUN, TABLE, settings_options
 from nih_sched.cli.view import LiveView
@@ -64,6 +64,8 @@ def source(settings: Settings) -> None:
 @settings_options((*DASHBOARD, "database_url", "redis_url", "log_format", "quiet", "config"))
 def dashboard(settings: Settings) -> None:
     """Serve rq-dashboard at /rq, behind a password."""
+    from nih_sched import web  # noqa: PLC0415 - Flask is the dashboard's alone; a worker shouldn't carry it
+
     listen(settings)
     with redis_for(settings) as redis_url:
         broker.connect(redis_url).close()

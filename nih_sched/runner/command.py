@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -73,7 +72,7 @@ class CommandHandler:
         except OSError as error:
             raise Fail(f"{arguments[0]} can't be run: {error.strerror}") from error
         assert process.stderr is not None  # noqa: S101 - PIPE was asked for
-        tail: deque[bytes] = deque(maxlen=TAIL // 1024)
+        tail = bytearray()
         reader = threading.Thread(target=_keep_tail, args=(process.stderr, tail), daemon=True)
         reader.start()
         try:
@@ -83,8 +82,8 @@ class CommandHandler:
             raise
         reader.join(timeout=1.0)  # something that it left running may hold the pipe open
         if code:
-            end = b"".join(tail)[-TAIL:].decode(errors="replace").strip()
-            how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+            end = bytes(tail).decode(errors="replace").strip()
+            how = f"exit code {code}" if code > 0 else f"signal {signal_name(-code)}"
             raise CommandFailed(f"{how}: {end}" if end else how)
 
 
@@ -97,18 +96,33 @@ def _fill(match: re.Match[str], facts: Mapping[str, Any]) -> str:
     return str(facts[name])
 
 
-def _keep_tail(stream: IO[bytes], tail: deque[bytes]) -> None:
+def signal_name(number: int) -> str:
+    """A signal as people call it; real-time signals have numbers only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def _keep_tail(stream: IO[bytes], tail: bytearray) -> None:
     with contextlib.suppress(OSError, ValueError):
-        while chunk := os.read(stream.fileno(), 1024):
-            tail.append(chunk)
+        while chunk := os.read(stream.fileno(), TAIL):
+            tail += chunk
+            del tail[:-TAIL]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    for sent, patience in ((signal.SIGTERM, KILL_AFTER), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, sent)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=patience)
-            if sent == signal.SIGTERM:
-                continue  # children that ignored SIGTERM get SIGKILL even though their parent is gone
-            return
+    try:
+        _signal_group(process, signal.SIGTERM)
+        process.wait(timeout=KILL_AFTER)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        # Also when the row's alarm rings again meanwhile; and for children that outlived their parent.
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -172,5 +172,5 @@ def import_module(name: str, path: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
-    except Exception as error:  # user code runs at import: any error
+    except (Exception, SystemExit) as error:  # user code runs at import: any error, and a script that ends itself
         raise BadHandler(handler=path, reason=f"importing {name} raised {type(error).__name__}: {error}.") from error

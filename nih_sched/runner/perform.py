@@ -44,7 +44,11 @@ def perform(row: StartedRow, handler: Handler, timeout: float) -> Ended:
     except RowTimeout:
         return ended(Outcome.TIMED_OUT, reason=f"ran longer than its timeout of {timeout:g} s", traceback=_trace())
     except RetryLater as asked:
-        return ended(Outcome.POSTPONED, reason=str(asked), postpone=asked.seconds)
+        try:
+            later = RetryLater(asked.seconds)
+        except (AttributeError, TypeError, ValueError) as error:  # a subclass that went round our __init__
+            return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
+        return ended(Outcome.POSTPONED, reason=str(later), postpone=later.seconds)
     except Fail as error:
         return ended(Outcome.FAILED, reason=_say(error), traceback=_trace(), final=True)
     except BaseException as error:  # user code: sys.exit() and KeyboardInterrupt end the row, not its worker
@@ -97,15 +101,21 @@ def _deadline(seconds: float) -> Iterator[None]:
         yield  # signals reach the main thread only
         return
 
+    armed = False  # an alarm that rings while we set or reset the clock must not keep us from doing so
+
     def on_alarm(signum: int, frame: Any) -> None:
-        raise RowTimeout
+        if armed:
+            raise RowTimeout
 
     began = time.monotonic()
+    old_delay, _ = signal.getitimer(signal.ITIMER_REAL)
     old_handler = signal.signal(signal.SIGALRM, on_alarm)
-    old_delay, _ = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
+        armed = True
         yield
     finally:
+        armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old_handler)
         if old_delay:
@@ -124,7 +134,7 @@ def _as_text(result: Any) -> str | None:
 def _say(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:  # user code: an exception whose own str() raises
+    except BaseException:  # user code: an exception whose own str() raises, whatever it likes
         text = "(its text can't be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -1,0 +1,73 @@
+"""A stock `rq worker -S json` runs our jobs, and rq-dashboard shows each of them in the right registry."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+from conftest import Work, stock_worker
+from servers import eventually, scheduler, spawn, spawn_scheduler
+
+from nih_sched import broker, web
+
+
+def shown(client: Any, source: str, registry: str) -> list[str]:
+    """The descriptions of the jobs that rq-dashboard lists in a registry."""
+    answer = client.get(f"/rq/0/data/jobs/{source}/{registry}/50/asc/1.json")
+    assert answer.status_code == 200, answer.text
+    return sorted(job["description"] for job in answer.json["jobs"])
+
+
+def test_a_stock_worker_runs_rows_to_done_and_retries_failing_ones(work: Work, redis_url: str) -> None:
+    work.insert(1, 2, 3)
+    line = ("--tries", "1", "--delay", "2", "--job", "handlers:first_fails")
+    scheduler("init", env=work.env, cwd=work.folder)
+    source = scheduler("source", env=work.env, cwd=work.folder).stdout.strip()
+    app = web.make_app(redis_url, "pw", serializer=broker.SERIALIZER)
+    client = app.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = "Basic " + b64encode(b"admin:pw").decode()
+    env = work.env | {"NIH_SCHED_JOB": "handlers:first_fails"}
+    with (
+        spawn(stock_worker(source), env=env, cwd=work.folder),
+        spawn_scheduler("producer", *line, env=work.env, cwd=work.folder),
+    ):
+        eventually(lambda: len(shown(client, source, "scheduled")) == 3, timeout=40)
+        assert work.states() == {"Queued": 3}
+        eventually(lambda: work.states() == {"Done": 3}, timeout=40)
+        eventually(lambda: shown(client, source, "finished") == [f"{source} claim {n}" for n in (1, 2, 3)])
+        assert shown(client, source, "scheduled") == []
+    assert [(a.attempt, a.outcome) for a in work.attempts(2)] == [(1, "failed"), (2, "done")]
+
+
+def test_a_finally_failed_job_stands_in_the_failed_registry_without_the_rows_words(lite: Work, redis_url: str) -> None:
+    lite.insert(1)
+    lite.sql("UPDATE work SET kind = '<b>x</b>'")
+    (lite.folder / "evil.py").write_text("def job(kind):\n    raise ValueError(kind)\n")
+    line = ("--tries", "1", "--delay", "0.2", "--job", "evil:job", "--burst", "--max-concurrent-jobs", "1")
+    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 1
+    source = scheduler("source", env=lite.env, cwd=lite.folder).stdout.strip()
+    queue = broker.queue_of(broker.connect(redis_url), source)
+    (failed,) = queue.failed_job_registry.get_job_ids()
+    job = queue.fetch_job(failed)
+    told = job.latest_result().exc_string
+    assert "claim 1, attempt 2: failed" in told
+    assert "<b>" not in told + job.description
+    assert job.retries_left == 0
+    assert queue.scheduled_job_registry.count == queue.count == 0
+    assert "ValueError: <b>x</b>" in lite.attempts()[1].traceback
+
+
+def test_each_job_carries_a_retry_with_exactly_its_tries(lite: Work, redis_url: str) -> None:
+    lite.insert(1)
+    line = ("producer", "--tries", "3", "--delay", "0.5", "--backoff", "2", "--max-delay", "1.5")
+    with spawn_scheduler(*line, env=lite.env, cwd=lite.folder):
+        eventually(lambda: lite.states() == {"Queued": 1})
+        source = scheduler("source", env=lite.env, cwd=lite.folder).stdout.strip()
+        queue = broker.queue_of(broker.connect(redis_url), source)
+        (job,) = eventually(lambda: queue.get_jobs())
+        assert job.retries_left == 3
+        assert job.retry_intervals == [0.5, 1.0, 1.5]
+        assert job.func_name == "nih_sched.runner.run"
+        assert job.args == [source, [1]]
+    assert lite.states() == {"Pending": 1}
+    assert queue.count == 0
