@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as ConnectionRetry
 from rq import Queue, Retry, get_current_job
@@ -61,7 +61,7 @@ def connect(url: str) -> Redis:
     try:
         connection.ping()
     except RedisError as error:
-        raise UnreachableRedis(address=address(url), reason=f"{error}") from error
+        raise UnreachableRedis(address=address(url), reason=_why(error)) from error
     return connection
 
 
@@ -80,8 +80,18 @@ def client(url: str) -> Redis:
             health_check_interval=30,
             retry=ConnectionRetry(ExponentialBackoff(cap=0.5, base=0.05), 2),
         )
-    except ValueError as error:
-        raise BadSetting(name="--redis-url", value="…", origin="not shown", expected=f"a Redis URL: {error}") from None
+    except ValueError:
+        # The error's text may quote a piece of the password.
+        raise BadSetting(
+            name="--redis-url", value="…", origin="not shown", expected="a Redis URL such as redis://host:6379/0"
+        ) from None
+
+
+def _why(error: RedisError) -> str:
+    # What a server says may quote what it was sent, AUTH's arguments too; what a socket says doesn't.
+    if isinstance(error, OUTAGES) and not isinstance(error, AuthenticationError):
+        return str(error)
+    return f"it answered with {type(error).__name__}"
 
 
 def address(url: str) -> str:

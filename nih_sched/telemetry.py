@@ -99,7 +99,7 @@ class LogLines:
             line = json.dumps({"at": instant.isoformat(), "event": event, **facts}, default=str)
         else:
             sentence = SENTENCES[event].format_map(facts)
-            line = f"{instant:%H:%M:%S} {_one_line(sentence)}"
+            line = f"{instant:%H:%M:%S} {one_line(sentence)}"
         try:
             stream = self._stream or sys.stderr
             stream.write(line + "\n")
@@ -108,6 +108,6 @@ class LogLines:
             pass  # a closed or full terminal must not stop a row
 
 
-def _one_line(text: str) -> str:
-    # A row's content must not be able to forge a line or steer the terminal.
+def one_line(text: str) -> str:
+    """Text that can't forge a line or steer the terminal, whatever row it came from."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

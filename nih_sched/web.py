@@ -25,8 +25,6 @@ import waitress.server
 from flask.templating import DispatchingJinjaLoader
 from jinja2 import Environment
 from markupsafe import escape
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from werkzeug.exceptions import HTTPException
 
 from nih_sched.errors import UnreachableRedis, UsageError
@@ -134,10 +132,8 @@ def make_app(connection_url: str, password: str, *, serializer: object, tls_veri
 
 def _connect(url: str, tls_verify: bool) -> redis.Redis:
     unverified: dict[str, Any] = {} if tls_verify or not url.startswith("rediss:") else {"ssl_cert_reqs": "none"}
-    # redis-py's own retries take seconds, and a page asks every 2.5 s. One is for a connection gone stale.
-    retry = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
     try:
-        return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, retry=retry, **unverified)
+        return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, **unverified)
     except ValueError:  # its text may hold a piece of the password
         raise UsageError(reason="Redis needs an address redis://…, rediss://… or unix://… that is whole.") from None
 
@@ -156,7 +152,7 @@ def _guard(app: _App, password: bytes) -> flask.Response | None:
     if request.endpoint == "healthz":
         return None
     login = request.authorization
-    given = (login.password if login and login.type == "basic" else "") or ""
+    given = (login.password if login else None) or ""
     if not hmac.compare_digest(given.encode(), password):
         answer = _say(401, "Please log in, as admin with the dashboard's password.")
         answer.headers["WWW-Authenticate"] = 'Basic realm="nih-sched", charset="UTF-8"'

@@ -166,7 +166,7 @@ def work(settings: Settings, redis_url: str, *, parent: int | None = None) -> in
 
 
 class _NoPenalty(BaseDeathPenalty):
-    """RQ's would reset an alarm clock that is somebody else's, and needs the main thread. Rows have a timeout anyway."""
+    """RQ's needs the main thread, and resets an alarm clock that is somebody else's; rows have our own timeout."""
 
     def setup_death_penalty(self) -> None:
         pass

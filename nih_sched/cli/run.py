@@ -83,12 +83,15 @@ def dry_run(settings: Settings) -> int:
     """Show what a claim would do; change nothing, make no table."""
     desk = open_desk(settings, create_ledger=False)
     try:
-        handler = runner.handler_for(settings, desk).name if settings.job or settings.command else "(not set)"
+        chosen = settings.job or settings.command or settings.handlers
+        handler = runner.handler_for(settings, desk).name if chosen else "(not set)"
         claims = Claims(desk, "dry run", settings.tries)
         query = claims.select_ready(1000)
         locked = desk.dialect.lock_ready(query, desk.rows.table)
-        shown = str(locked.compile(desk.engine, compile_kwargs={"literal_binds": True}))
-        plain = str(query.compile(desk.engine, compile_kwargs={"literal_binds": True})).replace("%%", "%")
+        shown, plain = (
+            str(one.compile(desk.engine, compile_kwargs={"literal_binds": True})).replace("%%", "%")
+            for one in (locked, query)
+        )
         plan = desk.read(lambda connection: desk.dialect.plan(connection, plain))
         keys = desk.read(lambda connection: connection.execute(claims.select_ready(10)).all())
         index = desk.dialect.index_ddl(desk.rows.table, desk.rows.status, desk.rows.words[State.READY], desk.rows.keys)

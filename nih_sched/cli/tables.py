@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import broker, ledger, sample
+from nih_sched import broker, ledger, sample, telemetry
 from nih_sched.cli import cli, listen
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect, dialect_of
@@ -98,7 +98,7 @@ def status(settings: Settings) -> None:
     """Print how many rows there are in each state, and the newest failures with their reasons."""
     desk = open_desk(settings, create_ledger=False)
     looks = Looks(desk)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # the table's words are not ours
     counts = looks.by_word()
     table = RichTable("state", f"{desk.rows.status.name}", "rows")
     for state in State:
@@ -107,14 +107,16 @@ def status(settings: Settings) -> None:
             continue
         table.add_row(state.value, str(word), str(counts.pop(word, 0)))
     for word, count in counts.items():
-        table.add_row("(not ours)", str(word), str(count))
-    console.print(f"{address(settings.database_url)} · {desk.rows.name} · source {desk.source.name}", markup=False)
+        table.add_row("(not ours)", telemetry.one_line(str(word)), str(count))
+    console.print(f"{address(settings.database_url)} · {desk.rows.name} · source {desk.source.name}", soft_wrap=True)
     console.print(table)
     if ledger.exists(desk.engine, desk.ledger) and (failures := looks.last_failures(10)):
         shown = RichTable("failed row", "attempts", "how", "reason")
+        shown.columns[0].overflow = "fold"  # a key that is cut off names no row
         for row in failures:
-            reason_line = (row.reason or "").strip().splitlines()[:1]
-            shown.add_row(show_key(decode_key(row.row_key)), str(row.attempt), row.outcome, "".join(reason_line)[:200])
+            first = "".join((row.reason or "").strip().splitlines()[:1])[:200]
+            key = telemetry.one_line(show_key(decode_key(row.row_key)))
+            shown.add_row(key, str(row.attempt), row.outcome, telemetry.one_line(first))
         console.print(shown, markup=False)
     desk.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, 
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
@@ -51,10 +52,20 @@ class SQLite(Dialect):
         return engine
 
     def prepare(self, engine: Engine) -> None:
-        """Write-ahead log, so that readers and the writer don't wait for each other; stays set in the file."""
+        """Write-ahead log, so that readers and the writer don't wait for each other; stays set in the file.
+
+        Where it can't be had, on some network disks, the rollback journal does: slower, and as safe.
+        """
         with self.read_engine(engine).connect() as connection:
-            if connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete":
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "delete":
+                return
+            for turn in range(5):
+                try:
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                except OperationalError:
+                    time.sleep(0.05 * 2**turn)  # somebody reads at this moment, and SQLite doesn't wait for that
+                else:
+                    return
 
     def lock_ready(self, query: Select[Any], table: Table) -> Select[Any]:
         """The write lock is held already."""

@@ -49,7 +49,8 @@ class Claims:
             )
             claims += taken
             held += passed
-            if len(taken) + len(passed) < wanted or not taken or len(held) > CHUNK:
+            # Rows that must wait are passed over: those behind them needn't.
+            if len(taken) + len(passed) < wanted or len(held) > CHUNK:
                 break
         return claims
 
