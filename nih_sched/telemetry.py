@@ -39,7 +39,6 @@ SENTENCES: dict[str, str] = {
     "stopping": "stopping: running rows get {grace:g} s; press Ctrl-C again to stop at once",
     "stopping_now": "stopping at once",
     "stopped": "stopped",
-    "progress": "{progress}",
     "finished": "nothing left to do: {summary}",
 }
 QUIET_SHOWS = frozenset(

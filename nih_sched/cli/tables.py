@@ -101,11 +101,11 @@ def status(settings: Settings) -> None:
     console = Console(highlight=False, markup=False)  # the table's words are not ours
     counts = looks.by_word()
     table = RichTable("state", f"{desk.rows.status.name}", "rows")
+    by_word: dict[str | int, list[str]] = {}
     for state in State:
-        word = desk.rows.words[state]
-        if state is State.RETRYING and word == desk.rows.words[State.QUEUED]:
-            continue
-        table.add_row(state.value, str(word), str(counts.pop(word, 0)))
+        by_word.setdefault(desk.rows.words[state], []).append(state.value)
+    for word, states in by_word.items():
+        table.add_row(", ".join(states), str(word), str(counts.pop(word, 0)))
     for word, count in counts.items():
         table.add_row("(not ours)", telemetry.one_line(str(word)), str(count))
     console.print(f"{address(settings.database_url)} · {desk.rows.name} · source {desk.source.name}", soft_wrap=True)

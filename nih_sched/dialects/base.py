@@ -22,7 +22,10 @@ class Dialect:
     name = ""
 
     def engine(self, url: URL) -> Engine:
-        """An engine for short transactions in READ COMMITTED, its sessions in UTC."""
+        """An engine for short transactions in READ COMMITTED.
+
+        The session's time zone is left alone: the user's triggers write by it. Our own times say UTC themselves.
+        """
         raise NotImplementedError
 
     def prepare(self, engine: Engine) -> None:
@@ -78,6 +81,10 @@ class Dialect:
             return True
         if isinstance(error, DBAPIError):
             return error.connection_invalidated or self.code_is_transient(error)
+        return False
+
+    def is_about_a_value(self, error: DBAPIError) -> bool:
+        """Whether the driver alone failed, at turning a value into Python; the transaction goes on."""
         return False
 
     def code_is_transient(self, error: DBAPIError) -> bool:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Table,
     and_,
     create_engine,
-    event,
     func,
 )
 from sqlalchemy import insert as plain_insert
@@ -63,7 +62,7 @@ class MySQL(Dialect):
 
     def engine(self, url: URL) -> Engine:
         """READ COMMITTED, because the default's gap locks would block other people's INSERTs."""
-        engine = create_engine(
+        return create_engine(
             url.update_query_dict({"charset": url.query.get("charset", "utf8mb4")}),
             hide_parameters=True,  # rows' values don't belong in logs
             isolation_level="READ COMMITTED",
@@ -73,13 +72,6 @@ class MySQL(Dialect):
             pool_recycle=3600,  # servers close idle connections after wait_timeout
             connect_args={"connect_timeout": 10},
         )
-
-        @event.listens_for(engine, "connect")
-        def _utc(connection: Any, record: Any) -> None:
-            with connection.cursor() as cursor:
-                cursor.execute("SET time_zone = '+00:00'")
-
-        return engine
 
     def lock_ready(self, query: Any, table: Table) -> Any:
         """MariaDB knows no OF."""

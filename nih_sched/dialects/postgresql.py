@@ -9,7 +9,7 @@ from sqlalchemy import Column, Connection, Engine, String, Table, and_, cast, cr
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 
@@ -35,9 +35,7 @@ class PostgreSQL(Dialect):
             pool_size=1,
             max_overflow=2,
             pool_pre_ping=True,
-            connect_args={"application_name": "nih-sched", "connect_timeout": 10, "options": "-c timezone=UTC"}
-            if "options" not in url.query
-            else {"application_name": "nih-sched", "connect_timeout": 10},
+            connect_args={"application_name": "nih-sched", "connect_timeout": 10},
         )
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
@@ -66,6 +64,10 @@ class PostgreSQL(Dialect):
     def compiler(self) -> Any:
         """Psycopg's paramstyle would double percent signs; plain PostgreSQL doesn't."""
         return postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+
+    def is_about_a_value(self, error: DBAPIError) -> bool:
+        """Dates beyond Python's, such as infinity; what the server refuses has an SQLSTATE."""
+        return isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) is None
 
     def code_is_transient(self, error: DBAPIError) -> bool:
         """By SQLSTATE; an operational error without one is a failed connection."""

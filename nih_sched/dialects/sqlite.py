@@ -107,6 +107,10 @@ class SQLite(Dialect):
         rows = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + sql).all()
         return "\n".join(str(row[3]) for row in rows)
 
+    def is_about_a_value(self, error: DBAPIError) -> bool:
+        """Text that isn't UTF-8; what SQLite itself refuses has a code."""
+        return getattr(error.orig, "sqlite_errorcode", None) is None
+
     def code_is_transient(self, error: DBAPIError) -> bool:
         """Busy, locked, full and I/O errors pass; a missing table doesn't.
 

@@ -101,7 +101,11 @@ class Attempts:
             if marked != len(fresh):
                 raise _Raced
         keys = [claims[k].key for k in startable]
-        connection.execute(update(rows.table).where(rows.keyed(keys)).values({rows.status: rows.words[State.STARTED]}))
+        started = rows.words[State.STARTED]
+        # A write that changes nothing would still fire the user's triggers.
+        changing = [claims[k].key for k in startable if not _same(found[k], started)]
+        if changing:
+            connection.execute(update(rows.table).where(rows.keyed(changing)).values({rows.status: started}))
         values = self._read(connection, keys, columns)
         return [StartedRow(claims[k], *values[k]) for k in startable if k in values]
 
@@ -145,11 +149,11 @@ class Attempts:
         width = len(rows.keys)
         try:
             result = connection.execute(query.where(rows.keyed(keys))).all()
-        except DBAPIError:
-            raise
-        except Exception as error:  # a value that SQLAlchemy can't turn into Python: user data, any error
+        except Exception as error:  # a value that SQLAlchemy or the driver can't turn into Python: user data, any error
+            if isinstance(error, DBAPIError) and not self._desk.dialect.is_about_a_value(error):
+                raise
             if len(keys) == 1:
-                return {encode_key(keys[0]): ({}, f"a column's value can't be read: {error}")}
+                return {encode_key(keys[0]): ({}, f"a column's value can't be read: {reason(error)}")}
             return {k: v for key in keys for k, v in self._read(connection, [key], columns).items()}
         return {
             encode_key(tuple(row)[:width]): (dict(zip(columns, tuple(row)[width:], strict=True)), None)
@@ -182,7 +186,7 @@ class Attempts:
                 return fate
             telemetry.emit("stale", key=show_key(ended.claim.key))
             return None
-        if with_row:
+        if with_row and rows.words[fate.state] != rows.words[State.STARTED]:
             connection.execute(
                 update(rows.table)
                 .where(rows.keyed([ended.claim.key]))

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from nih_sched.dialects import Now
 from nih_sched.dialects.base import claimable
-from nih_sched.model import Outcome, State
+from nih_sched.model import Outcome, State, decode_key, encode_key
 from nih_sched.store.desk import Desk
 
 FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
@@ -60,7 +60,21 @@ class Looks:
         return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
 
     def last_failures(self, limit: int) -> list[Any]:
-        """The newest claims that ended in failure: row_key, outcome, attempt, reason, finished_at."""
+        """Rows in the failed state whose claims failed last: row_key, outcome, attempt, reason, finished_at."""
+        rows = self._desk.rows
+        newest: dict[str, Any] = {}
+        for record in self._failed_claims(5 * limit):
+            newest.setdefault(record.row_key, record)
+        if not newest:
+            return []
+        keys = [decode_key(row_key) for row_key in newest]
+        query = select(*rows.keys).where(
+            rows.keyed(keys), self._desk.dialect.is_word(rows.status, rows.words[State.FAILED])
+        )
+        failed = {encode_key(tuple(row)) for row in self._desk.read(lambda c: c.execute(query).all())}
+        return [record for row_key, record in newest.items() if row_key in failed][:limit]
+
+    def _failed_claims(self, limit: int) -> list[Any]:
         c = self._attempts.c
         query = (
             select(c.row_key, c.outcome, c.attempt, c.reason, c.finished_at)

@@ -94,6 +94,7 @@ def test_status_counts_every_word(lite: Work) -> None:
     shown = scheduler("status", env=lite.env | {"COLUMNS": "120"}, cwd=lite.folder).stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
     assert ["ready", "Pending", "2"] in rows
+    assert ["queued, retrying", "Queued", "0"] in rows
     assert ["(not ours)", "Odd", "1"] in rows
     assert inspect(lite.engine).get_table_names() == ["work"]
 
