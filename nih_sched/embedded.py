@@ -27,6 +27,7 @@ if __name__ != "__main__":  # the guardian lives on the standard library alone, 
     import hashlib
     import shutil
     import tempfile
+    import warnings
     from urllib.parse import quote
 
     import platformdirs
@@ -95,7 +96,10 @@ def _find_binary() -> str:
 
 def _private_folder(identity: str) -> str:
     name = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    for base in (platformdirs.user_runtime_path("nih-sched"), f"{tempfile.gettempdir()}/nih-sched-{os.geteuid()}"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs warns where XDG_RUNTIME_DIR isn't set; its fallback will do
+        runtime = platformdirs.user_runtime_path("nih-sched")
+    for base in (runtime, f"{tempfile.gettempdir()}/nih-sched-{os.geteuid()}"):
         folder = os.path.join(os.path.abspath(base), name)
         if len(os.fsencode(f"{folder}/s")) < 100:  # the system's limit is 104 on macOS, 108 on Linux
             _make_private(os.path.dirname(folder))

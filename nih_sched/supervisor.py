@@ -186,7 +186,7 @@ def run(settings: Settings, make_view: Callable[[Desk], View] | None = None) -> 
     with redis_for(settings) as redis_url:
         site = runner.prepare(settings)
         broker.connect(redis_url).close()
-        telemetry.emit("run_started", summary=summary(settings, site, redis_url))
+        telemetry.emit("run_started", summary=summary(settings, site.desk, site.handler.name, redis_url))
         view = make_view(site.desk) if make_view else None
         site.close()
         code = Supervisor(settings, redis_url, view).run()
@@ -214,6 +214,8 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
     connection = worker.reach(lambda: broker.connect(redis_url), stop, insist=insist)
     if desk is None or connection is None:
         return 0
+    if parent is None:
+        telemetry.emit("run_started", summary=summary(settings, desk, "of the workers", redis_url))
     producer = Producer(settings, desk, connection)
     try:
         ended = producer.loop(stop)
@@ -251,7 +253,7 @@ def redis_for(settings: Settings) -> Iterator[str]:
         server.close()
 
 
-def summary(settings: Settings, site: runner.Site, redis_url: str) -> str:
+def summary(settings: Settings, desk: Desk, handler: str, redis_url: str) -> str:
     """The one line that says what a run will do, and where each setting came from."""
     redis = broker.address(redis_url) if settings.redis_url else "embedded"
     origins: dict[str, list[str]] = {}
@@ -262,9 +264,9 @@ def summary(settings: Settings, site: runner.Site, redis_url: str) -> str:
     return " · ".join(
         [
             f"database {address(settings.database_url)}",
-            f"table {site.desk.rows.name}",
-            f"{Looks(site.desk).ready()} ready",
-            f"handler {site.handler.name}",
+            f"table {desk.rows.name}",
+            f"{Looks(desk).ready()} ready",
+            f"handler {handler}",
             f"{settings.max_concurrent_jobs} workers",
             f"Redis {redis}",
             f"set: {told}; all else by default" if told else "all by default",

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from redis import Redis
 from rq import Queue
 from rq.exceptions import DeserializationError, StopRequested
 from rq.job import Job
@@ -45,6 +46,7 @@ class Worker(RQWorker):
         self._site: Site | None = None
         self._horse_asked_to_stop = False
         self._first_stop: float | None = None
+        self.heeds_ctrl_c = True
 
     @property
     def site(self) -> Site:
@@ -87,7 +89,8 @@ class Worker(RQWorker):
     # `grace` seconds; SIGQUIT and a second Ctrl-C stop at once. RQ's own cold stop would kill the horse unheard.
 
     def _install_signal_handlers(self) -> None:
-        signal.signal(signal.SIGINT, self.request_stop)
+        # Under a supervisor that one gets the Ctrl-C, and tells us.
+        signal.signal(signal.SIGINT, self.request_stop if self.heeds_ctrl_c else signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self.request_stop)
         signal.signal(STOP_NOW, self.request_stop)
 
@@ -115,6 +118,11 @@ class Worker(RQWorker):
     def dequeue_timeout(self) -> int:
         """Seconds of waiting for a job, after which we look whether we were told to stop."""
         return 1
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether this worker ended because it was asked to."""
+        return self._first_stop is not None
 
     def _end_horse_after(self, seconds: float) -> None:
         def end() -> None:
@@ -149,20 +157,30 @@ def work(settings: Settings, redis_url: str, *, parent: int | None = None) -> in
     if parent is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         watch_parent(parent)
-    site = reach(lambda: runner.prepare(settings), stop, insist=parent is not None)
-    connection = reach(lambda: broker.connect(redis_url), stop, insist=True)
-    if site is None or connection is None:
-        return 0
+    site = reach(lambda: runner.made() or runner.prepare(settings), stop, insist=parent is not None)
+    connection = reach(lambda: broker.connect(redis_url), stop, insist=parent is not None)
+    while site is not None and connection is not None and not stop.rung:
+        # RQ's worker gives up when Redis is away for long; ours begins again.
+        worker = _one(site, connection, ctrl_c=parent is None)
+        with contextlib.suppress(StopRequested, *broker.OUTAGES):
+            worker.work(logging_level="CRITICAL")
+        if worker.told_to_stop:
+            break
+        for number in (signal.SIGTERM, STOP_NOW):
+            signal.signal(number, lambda signum, frame: stop.ring())
+        connection = reach(lambda: broker.connect(redis_url), stop, insist=True)
+    if site is not None:
+        site.close()
+    return 0
+
+
+def _one(site: Site, connection: Redis, *, ctrl_c: bool) -> Worker:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     worker = Worker([broker.queue_of(connection, site.desk.source.name)], name=name, connection=connection)
-    if parent is not None:
-        worker._install_signal_handlers = _without_ctrl_c(worker._install_signal_handlers)  # type: ignore[method-assign]
+    worker.heeds_ctrl_c = ctrl_c
     site.worker = name
     telemetry.emit("worker_started", name=name, pid=os.getpid())
-    with contextlib.suppress(StopRequested):
-        worker.work(logging_level="CRITICAL")
-    site.close()
-    return 0 if worker._first_stop is not None else 75  # EX_TEMPFAIL: RQ gave up, the supervisor starts another
+    return worker
 
 
 class _NoPenalty(BaseDeathPenalty):
@@ -189,14 +207,6 @@ def work_off(queue: Queue) -> None:
     _QuietWorker([queue], connection=queue.connection, serializer=broker.SERIALIZER).work(
         burst=True, logging_level="CRITICAL"
     )
-
-
-def _without_ctrl_c(install: Callable[[], None]) -> Callable[[], None]:
-    def installed() -> None:
-        install()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor gets it and tells us
-
-    return installed
 
 
 def reach(open_it: Callable[[], T], stop: clock.Bell, *, insist: bool) -> T | None:

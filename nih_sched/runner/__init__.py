@@ -18,7 +18,7 @@ from nih_sched.errors import AttemptFailed
 from nih_sched.model import Ended, Fate, Outcome, State, show_key
 from nih_sched.runner.handler import Handler, load
 from nih_sched.runner.perform import INTERRUPT, install_interrupts, interrupt_asked, perform
-from nih_sched.runner.site import Site, clear, handler_for, here, prepare
+from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
 from nih_sched.store import Attempts, Claims, Desk, Retries
 from nih_sched.store.attempts import running
 
@@ -31,6 +31,7 @@ __all__ = [
     "handler_for",
     "here",
     "install_interrupts",
+    "made",
     "prepare",
     "run",
 ]

@@ -86,6 +86,13 @@ def prepare(
     return _here
 
 
+def made() -> Site | None:
+    """This process's site if it has one, from its parent too; then without that one's connections."""
+    if _here is not None:
+        _here.forked()
+    return _here
+
+
 def handler_for(configured: Settings, desk: Desk) -> Handler:
     """The configured handler, or the stand-in on our own sample table."""
     columns = desk.rows.columns

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, not_, select, update
 
-from nih_sched.dialects import Now
+from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import claimable
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key
 from nih_sched.store.desk import Desk
@@ -171,5 +171,5 @@ class Claims:
             update(attempts)
             .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
             .where(attempts.c.attempt > 1, attempts.c.due_at.is_not(None), attempts.c.sent_at >= attempts.c.due_at)
-            .values(due_at=Now())
+            .values(due_at=After(0.0))  # after sent_at also where the clock has milliseconds only
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, or_, select, update
 
-from nih_sched.dialects import Now
+from nih_sched.dialects import After, Now
 from nih_sched.store.desk import Desk
 
 
@@ -73,7 +73,7 @@ class Retries:
             connection.execute(
                 update(self._attempts)
                 .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None), c.due_at.is_(None))
-                .values(due_at=Now())
+                .values(due_at=After(0.0))  # after sent_at also where the clock has milliseconds only
             )
 
         self._desk.transact(write)

@@ -9,9 +9,10 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, insert, select, update
+from sqlalchemy import Column, Connection, Engine, insert, or_, select, update
 
 from nih_sched.dialects import dialect_of
+from nih_sched.errors import NihError
 from nih_sched.ledger import Ledger
 from nih_sched.model import State, decode_key
 from nih_sched.store.claims import CHUNK
@@ -96,9 +97,13 @@ def give_all_back(engine: Engine, ledger: Ledger) -> tuple[int, list[str]]:
 
 
 def _give_source_back(engine: Engine, ledger: Ledger, name: str) -> int:
-    desk = source_desk(engine, ledger, name, source_facts(engine, ledger, name) or "{}")
+    try:
+        desk = source_desk(engine, ledger, name, source_facts(engine, ledger, name) or "{}")
+    except NihError:
+        return 0  # its table is gone: nothing is left to give back
     attempts, rows = ledger.attempts, desk.rows
-    ours = [rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)]
+    words = {rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)}
+    ours = or_(*(desk.dialect.is_word(rows.status, word) for word in words))
 
     def chunk(connection: Connection) -> tuple[int, int]:
         found = connection.execute(
@@ -110,7 +115,7 @@ def _give_source_back(engine: Engine, ledger: Ledger, name: str) -> int:
             return 0, 0
         changed = connection.execute(
             update(rows.table)
-            .where(rows.keyed([decode_key(record.row_key) for record in found]), rows.status.in_(set(ours)))
+            .where(rows.keyed([decode_key(record.row_key) for record in found]), ours)
             .values({rows.status: rows.words[State.READY]})
         ).rowcount
         connection.execute(
