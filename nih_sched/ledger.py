@@ -20,12 +20,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     insert,
     inspect,
     select,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import IntegrityError, NoSuchTableError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchTableError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from nih_sched.dialects import address, dialect_of
@@ -104,10 +105,11 @@ def tables(schema: str | None = None) -> Ledger:
         Column("reason", _LONG),
         Column("traceback", _LONG),
         Column("result", _LONG),
+        # Part of the table, not an index beside it: the table must never stand there without, not even half made.
+        UniqueConstraint("open_key", name="nih_sched_attempts_open"),
         sqlite_autoincrement=True,  # a token must never be given out twice, not even after a delete
         **_ENGINE,
     )
-    Index("nih_sched_attempts_open", attempts.c.open_key, unique=True)
     due, of_claim = attempts.c.due_at, attempts.c.of_claim
     Index("nih_sched_attempts_due", due, postgresql_where=due.is_not(None), sqlite_where=due.is_not(None))
     Index(
@@ -150,8 +152,13 @@ def ensure(engine: Engine, ledger: Ledger) -> bool:
 
 def exists(engine: Engine, ledger: Ledger) -> bool:
     """Whether all our tables are there."""
-    inspector = inspect(engine)
-    there = set(inspector.get_table_names(schema=ledger.metadata.schema))
+    schema = ledger.metadata.schema
+    try:
+        there = set(inspect(engine).get_table_names(schema=schema))
+    except DBAPIError:
+        if schema is None:
+            raise
+        return False  # there is no such schema
     return {table.name for table in ledger.metadata.sorted_tables} <= there
 
 

@@ -139,6 +139,7 @@ class StartedRow:
     claim: Claim
     values: Mapping[str, Any]
     unreadable: str | None = None
+    refused: str | None = None  # why the database wouldn't have the row in its started state
 
 
 @dataclass(frozen=True)

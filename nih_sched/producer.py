@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
 from nih_sched.broker import Send
+from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
-from nih_sched.errors import ClaimRefused
+from nih_sched.errors import ClaimRefused, DatabaseRefused, NihError
 from nih_sched.model import Claim, State
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Due, Looks, Retries
@@ -171,8 +172,10 @@ class Producer:
             self._away.add(server)
             telemetry.emit(f"{server}_lost", reason=why)
 
-    def _refused(self, error: DBAPIError) -> ClaimRefused:
+    def _refused(self, error: DBAPIError) -> NihError:
         rows = self._desk.rows
+        if not (error.statement or "").startswith("UPDATE"):
+            return DatabaseRefused(address=address(self._desk.engine.url), what="a claim", reason=reason(error))
         return ClaimRefused(
             column=rows.status.name, table=rows.name, word=rows.words[State.QUEUED], reason=reason(error)
         )

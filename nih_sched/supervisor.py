@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from nih_sched import broker, clock, embedded, runner, telemetry, worker
 from nih_sched.dialects import address
+from nih_sched.dialects.base import reason
 from nih_sched.dialects.connect import sqlite_path
 from nih_sched.errors import NihError, UsageError
 from nih_sched.producer import Producer
@@ -109,6 +112,8 @@ class Supervisor:
             except NihError as error:
                 sys.stderr.write(f"Error: {error}\n")
                 code = error.exit_code
+            except SQLAlchemyError as error:
+                sys.stderr.write(f"Error: The database answered: {reason(error)}\n")
             except BaseException:  # the child's outermost frame: nothing may unwind into the parent's code
                 traceback.print_exc()
             finally:

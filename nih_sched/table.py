@@ -23,7 +23,7 @@ from sqlalchemy import (
     literal_column,
     tuple_,
 )
-from sqlalchemy.exc import NoSuchTableError, SAWarning
+from sqlalchemy.exc import DBAPIError, NoSuchTableError, SAWarning
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.errors import (
@@ -104,10 +104,16 @@ def find_table(bind: Engine | Connection, name: str, address: str = "the databas
     """
     inspector = inspect(bind)
     schema, table_name = _split(inspector, name)
-    if table_name not in inspector.get_table_names(schema=schema):
+    try:
+        names = inspector.get_table_names(schema=schema)
+    except DBAPIError:
+        if schema is None:
+            raise
+        raise NoSuchTable(table=name, address=address, hint=f" It has no schema {schema}.") from None
+    if table_name not in names:
         if table_name in inspector.get_view_names(schema=schema):
             raise NotATable(table=name)
-        there = [t for t in inspector.get_table_names(schema=schema) if not t.startswith("nih_sched_")]
+        there = [t for t in names if not t.startswith("nih_sched_")]
         hint = (
             f" It has: {', '.join(there[:20])}." if there else " It has no tables. `scheduler init --sample` makes one."
         )
@@ -118,6 +124,8 @@ def find_table(bind: Engine | Connection, name: str, address: str = "the databas
             table = Table(table_name, MetaData(), schema=schema, autoload_with=bind, resolve_fks=False)
         except NoSuchTableError:
             raise NoSuchTable(table=name, address=address, hint="") from None
+    for column in table.columns:
+        column.type = getattr(column.type, "data_type", column.type)  # a domain is handled as what it stands on
     return f"{schema or inspector.default_schema_name or 'main'}.{table_name}", table
 
 
@@ -218,9 +226,12 @@ def fit(status: Column[Any], word: str) -> Word:
         return word
     if isinstance(kind, Integer | Numeric):
         try:
-            return int(word)
+            number = int(word)
         except ValueError:
             raise ValueError("not a whole number") from None
+        if not _holds(kind, number):
+            raise ValueError("beyond its range")
+        return number
     if isinstance(kind, String):
         if kind.length is not None and len(word) > kind.length:
             raise ValueError(f"longer than {kind.length} characters")
@@ -228,6 +239,13 @@ def fit(status: Column[Any], word: str) -> Word:
     if isinstance(kind, Uuid):
         raise ValueError("not a UUID")
     return word
+
+
+def _holds(kind: Any, number: int) -> bool:
+    if isinstance(kind, Integer):
+        bits = {"TINYINT": 8, "SMALLINT": 16, "MEDIUMINT": 24, "BIGINT": 64}.get(kind.__visit_name__.upper(), 32)
+        return -(1 << bits - 1) <= number < 1 << (bits if getattr(kind, "unsigned", False) else bits - 1)
+    return bool(kind.precision is None or abs(number) < 10 ** (kind.precision - (kind.scale or 0)))
 
 
 def _choices(status: Column[Any]) -> str:

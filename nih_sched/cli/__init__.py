@@ -7,9 +7,11 @@ import sys
 from typing import Any
 
 import click
+from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import __version__, telemetry
 from nih_sched.cli.options import FIRST, help_records
+from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError
 
 
@@ -57,6 +59,9 @@ def main() -> None:
     except NihError as error:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
+    except SQLAlchemyError as error:
+        click.echo(f"Error: The database answered: {reason(error)}", err=True)
+        code = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `scheduler status | head` is no mistake
         code = 0

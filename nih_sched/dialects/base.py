@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.schema import CreateIndex, Index
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
+from sqlalchemy.types import NullType
 
 from nih_sched.model import Word
 
@@ -49,7 +50,8 @@ class Dialect:
         The word is written into the SQL, by SQLAlchemy's quoting, because no database uses a partial index for a
         parameter.
         """
-        return column == literal(word, column.type, literal_execute=True)
+        kind = None if isinstance(column.type, NullType) else column.type
+        return column == literal(word, kind, literal_execute=True)
 
     def insert_claims(
         self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]

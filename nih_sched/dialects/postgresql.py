@@ -35,7 +35,8 @@ class PostgreSQL(Dialect):
             pool_size=1,
             max_overflow=2,
             pool_pre_ping=True,
-            connect_args={"application_name": "nih-sched", "connect_timeout": 10},
+            # PgBouncer in transaction mode knows no prepared statements of ours on the next connection.
+            connect_args={"application_name": "nih-sched", "connect_timeout": 10, "prepare_threshold": None},
         )
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:

@@ -15,6 +15,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
+from sqlalchemy.types import NullType
 
 from nih_sched.dialects.base import Dialect
 from nih_sched.model import Word
@@ -36,6 +37,8 @@ class SQLite(Dialect):
             poolclass=StaticPool if memory else QueuePool,
             connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
         )
+
+        engine.dialect.ischema_names = _Types(engine.dialect.ischema_names)  # type: ignore[attr-defined]
 
         @event.listens_for(engine, "connect")
         def _connect(connection: Any, record: Any) -> None:
@@ -78,7 +81,7 @@ class SQLite(Dialect):
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """A NOCASE column takes `pending` for `Pending`: compare bytes too, after the index has done its part."""
         plain = super().is_word(column, word)
-        if isinstance(column.type, String):
+        if isinstance(column.type, String | NullType):
             return and_(plain, collate(column, "BINARY") == literal(word, literal_execute=True))
         return plain
 
@@ -95,7 +98,7 @@ class SQLite(Dialect):
 
     def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
         """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
-        plain = column_is(status, ready)
+        plain = super().is_word(status, ready)
         return Index(f"nih_sched_{table.name}_ready"[:60], *keys, sqlite_where=plain)
 
     def compiler(self) -> Any:
@@ -120,6 +123,12 @@ class SQLite(Dialect):
         return code is not None and code & 0xFF in {5, 6, 10, 13, 14, 15}
 
 
-def column_is(column: Column[Any], word: Word) -> ColumnElement[bool]:
-    """The bare comparison, as an index's WHERE needs it."""
-    return column == literal(word, column.type, literal_execute=True)
+class _Types(dict[str, Any]):
+    """SQLAlchemy takes a type that it doesn't know, such as STRING or UUID, for a number; to SQLite it is any type."""
+
+    def __contains__(self, name: object) -> bool:
+        by_affinity = ("INT", "CHAR", "CLOB", "TEXT", "BLOB", "REAL", "FLOA", "DOUB")
+        return super().__contains__(name) or not any(part in str(name) for part in by_affinity)
+
+    def __missing__(self, name: str) -> type[NullType]:
+        return NullType

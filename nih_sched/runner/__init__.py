@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import broker, telemetry
 from nih_sched.broker import Send
 from nih_sched.dialects.base import reason
-from nih_sched.errors import AttemptFailed
+from nih_sched.errors import AttemptFailed, NihError
 from nih_sched.model import Ended, Fate, Outcome, State, show_key
 from nih_sched.runner.handler import Handler, load
 from nih_sched.runner.perform import INTERRUPT, install_interrupts, interrupt_asked, perform
@@ -37,6 +40,9 @@ __all__ = [
 ]
 
 
+LEAST_WAIT = 1.0  # seconds until a job that failed before its rows ran is sent again
+
+
 def run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     """Run these claims of `source`: begin them, call the handler row by row, write how each ended.
 
@@ -49,13 +55,23 @@ def run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     """
     try:
         return _run(source, claim_ids)
-    except SQLAlchemyError as error:
-        # The database's words may hold a row's; RQ keeps what is raised here in Redis.
+    except AttemptFailed:
+        raise
+    except Exception as error:  # nothing was started, or it is written by now: what waits is sent again
         telemetry.emit("job_failed", source=source, reason=reason(error))
-        raise AttemptFailed(f"claims {list(claim_ids)}: the database failed ({type(error).__name__})") from None
+        _put_off(source, claim_ids)
+        # The error's own words may hold a row's; RQ keeps what is raised here in Redis.
+        raise AttemptFailed(f"claims {list(claim_ids)}: {type(error).__name__} before they could run") from None
     finally:
         sys.stdout.flush()  # RQ ends a horse without that, and what the handler printed would be lost
         sys.stderr.flush()
+
+
+def _put_off(source: str, claim_ids: Sequence[int]) -> None:
+    with contextlib.suppress(SQLAlchemyError, NihError):
+        desk = here().desk_for(source)
+        if desk is not None:
+            Retries(desk).put_off(claim_ids, max(desk.source.backoff.interval(0), LEAST_WAIT))
 
 
 def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
@@ -68,13 +84,12 @@ def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
         return {}
     if not site.serves(source) or interrupt_asked():
         return _give_back(site, desk, claim_ids)
-    _start_horse(site)
     attempts = Attempts(desk, run=secrets.token_hex(8), worker=site.worker or _own_name())
     counts: dict[str, int] = {}
     last: tuple[Ended, Fate | None] | None = None
     for row in attempts.start(claim_ids, site.handler.columns):
         telemetry.emit("started", key=show_key(row.claim.key), attempt=row.claim.attempt)
-        ended = perform(row, site.handler, desk.source.timeout)
+        ended = perform(row, partial(_call, site), desk.source.timeout)
         (fate,) = attempts.finish([ended])
         _report(ended, fate)
         counts[ended.outcome.value] = counts.get(ended.outcome.value, 0) + 1
@@ -102,7 +117,7 @@ def crashed(site: Site, source: str, claim_ids: Sequence[int], *, asked: bool, h
         ended = Ended(claim, outcome, reason="its worker was told to stop" if asked else how)
         (fate,) = Attempts(desk, run_token, site.worker).finish([ended])
         _report(ended, fate)
-    Retries(desk).hurry(claim_ids)
+    Retries(desk).put_off(claim_ids, 0.0)
 
 
 def _settle(desk: Desk, ended: Ended, fate: Fate | None) -> None:
@@ -128,10 +143,12 @@ def _give_back(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, in
     return {"given back": len(claim_ids)}
 
 
-def _start_horse(site: Site) -> None:
+def _call(site: Site, values: Mapping[str, Any], claim_id: int, attempt: int) -> Any:
+    # The hook is user code too: when it raises, the row fails with its traceback.
     if site.settings.on_horse_start and not site.horse_started:
         load(site.settings.on_horse_start)()
     site.horse_started = True
+    return site.handler(values, claim_id, attempt)
 
 
 def _own_name() -> str:

@@ -8,19 +8,20 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nih_sched.errors import Fail, RetryLater, RowInterrupted, RowTimeout
 from nih_sched.model import Ended, Outcome, StartedRow
-from nih_sched.runner.handler import Handler
+
+Call = Callable[[Mapping[str, Any], int, int], Any]
 
 INTERRUPT = signal.SIGUSR1
 _interruptible = False
 _interrupt_asked = False
 
 
-def perform(row: StartedRow, handler: Handler, timeout: float) -> Ended:
+def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
     """Run the handler for a started row; nothing that it raises gets out.
 
     Args:
@@ -33,6 +34,8 @@ def perform(row: StartedRow, handler: Handler, timeout: float) -> Ended:
     def ended(outcome: Outcome, **facts: Any) -> Ended:
         return Ended(row.claim, outcome, seconds=time.monotonic() - began, **facts)
 
+    if row.refused:
+        return ended(Outcome.FAILED, reason=row.refused)
     if row.unreadable:
         return ended(Outcome.FAILED, reason=row.unreadable, final=True)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, Connection, insert, or_, select, update
@@ -54,50 +53,40 @@ class Attempts:
         try:
             return self._desk.transact(lambda c: self._start(c, claim_ids, columns))
         except _Raced:
-            started: list[StartedRow] = []
-            for claim_id in claim_ids:
-                try:
-                    started += self._desk.transact(partial(self._start, claim_ids=[claim_id], columns=columns))
-                except _Raced:
-                    continue
-            return started
+            if len(claim_ids) == 1:
+                return []
+        except DBAPIError as error:
+            if self._desk.dialect.is_transient(error):
+                raise
+            if len(claim_ids) == 1:
+                why = reason(error)
+                return self._desk.transact(lambda c: self._start_refused(c, claim_ids[0], why))
+        return [row for claim_id in claim_ids for row in self.start([claim_id], columns)]
+
+    def _start_refused(self, connection: Connection, claim_id: int, why: str) -> list[StartedRow]:
+        # The attempt begins in the ledger alone, so that it can fail there, be counted, and end.
+        head = self._heads(connection, [claim_id])
+        if not head or not self._mark(connection, [claim_id]):
+            return []
+        return [StartedRow(_claim(head[0]), {}, refused=f"the database refused to start the row: {why}")]
 
     def _start(self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
-        attempts, rows = self._attempts, self._desk.rows
-        may_start = attempts.c.started_at.is_(None) & or_(attempts.c.due_at.is_(None), attempts.c.due_at <= Now())
-        heads = connection.execute(
-            select(
-                attempts.c.id,
-                attempts.c.row_key,
-                attempts.c.rq_id,
-                attempts.c.attempt,
-                attempts.c.failures,
-                attempts.c.tries,
-                attempts.c.run,
-            )
-            .where(attempts.c.id.in_(claim_ids), attempts.c.open_key.is_not(None))
-            # What this very run started, in a transaction whose answer was lost, is still its own.
-            .where(or_(may_start, attempts.c.run == self._run))
-        ).all()
-        claims = {
-            head.row_key: Claim(head.id, decode_key(head.row_key), head.rq_id, head.attempt, head.failures, head.tries)
-            for head in heads
-        }
+        rows = self._desk.rows
+        heads = self._heads(connection, claim_ids)
+        claims = {head.row_key: _claim(head) for head in heads}
         if not claims:
             return []
         ours_already = {head.row_key for head in heads if head.run == self._run}
+        # Before a retry the row is still Started where the database refused to set it back.
+        begun = ours_already | {head.row_key for head in heads if head.attempt > 1}
         found = self._lock_rows(connection, [claim.key for claim in claims.values()])
-        startable = [k for k in claims if k in found and self._expects(found[k], again=k in ours_already)]
+        startable = [k for k in claims if k in found and self._expects(found[k], again=k in begun)]
         self._cancel(connection, [claim for k, claim in claims.items() if k not in startable])
         if not startable:
             return []
         fresh = [claims[k].id for k in startable if k not in ours_already]
         if fresh:
-            marked = connection.execute(
-                update(attempts)
-                .where(attempts.c.id.in_(fresh), attempts.c.open_key.is_not(None), may_start)
-                .values(started_at=Now(), run=self._run, worker=self._worker, due_at=None)
-            ).rowcount
+            marked = self._mark(connection, fresh)
             if marked != len(fresh):
                 raise _Raced
         keys = [claims[k].key for k in startable]
@@ -108,6 +97,24 @@ class Attempts:
             connection.execute(update(rows.table).where(rows.keyed(changing)).values({rows.status: started}))
         values = self._read(connection, keys, columns)
         return [StartedRow(claims[k], *values[k]) for k in startable if k in values]
+
+    def _may_start(self) -> Any:
+        c = self._attempts.c
+        return c.open_key.is_not(None) & c.started_at.is_(None) & or_(c.due_at.is_(None), c.due_at <= Now())
+
+    def _heads(self, connection: Connection, claim_ids: Sequence[int]) -> Sequence[Any]:
+        c = self._attempts.c
+        # A job names source and claims: that they belong together is known here alone.
+        query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.run)
+        query = query.where(c.source == self._desk.source.name)
+        # What this very run started, in a transaction whose answer was lost, is still its own.
+        ours = (c.run == self._run) & c.finished_at.is_(None)
+        return connection.execute(query.where(c.id.in_(claim_ids), or_(self._may_start(), ours))).all()
+
+    def _mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
+        started = {"started_at": Now(), "run": self._run, "worker": self._worker, "due_at": None}
+        statement = update(self._attempts).where(self._attempts.c.id.in_(claim_ids), self._may_start())
+        return connection.execute(statement.values(started)).rowcount
 
     def _lock_rows(self, connection: Connection, keys: Sequence[Key]) -> dict[str, Any]:
         rows = self._desk.rows
@@ -178,7 +185,6 @@ class Attempts:
             return [self._desk.transact(lambda c: self._finish(c, ended[0], stretch, with_row=False), patience=FOREVER)]
 
     def _finish(self, connection: Connection, ended: Ended, stretch: float, *, with_row: bool) -> Fate | None:
-        rows = self._desk.rows
         fate = decide(ended, self._desk.source.backoff, stretch)
         write = self._go_on if fate.claim_goes_on else self._close
         if not write(connection, ended, fate):
@@ -186,14 +192,18 @@ class Attempts:
                 return fate
             telemetry.emit("stale", key=show_key(ended.claim.key))
             return None
-        if with_row and rows.words[fate.state] != rows.words[State.STARTED]:
-            connection.execute(
-                update(rows.table)
-                .where(rows.keyed([ended.claim.key]))
-                .where(self._desk.dialect.is_word(rows.status, rows.words[State.STARTED]))
-                .values({rows.status: rows.words[fate.state]})
-            )
+        if with_row:
+            self._set_word(connection, ended.claim.key, fate.state)
         return fate
+
+    def _set_word(self, connection: Connection, key: Key, state: State) -> None:
+        # Only over words of ours: what the owner wrote meanwhile stays. The ledger's token has been checked before.
+        rows = self._desk.rows
+        ours = {rows.words[one] for one in (State.STARTED, State.QUEUED, State.RETRYING)} - {rows.words[state]}
+        if ours:
+            over = or_(*(self._desk.dialect.is_word(rows.status, word) for word in ours))
+            statement = update(rows.table).where(rows.keyed([key]), over)
+            connection.execute(statement.values({rows.status: rows.words[state]}))
 
     def _mine(self, claim_id: int) -> Any:
         attempts = self._attempts
@@ -249,10 +259,11 @@ def running(desk: Desk, claim_ids: Sequence[int], worker: str) -> list[tuple[Cla
         .where(attempts.c.started_at.is_not(None), attempts.c.finished_at.is_(None))
     )
     look: Callable[[Connection], Any] = lambda c: c.execute(query).all()  # noqa: E731
-    return [
-        (Claim(r.id, decode_key(r.row_key), r.rq_id, r.attempt, r.failures, r.tries), r.run)
-        for r in desk.transact(look, patience=FOREVER)
-    ]
+    return [(_claim(r), r.run) for r in desk.transact(look, patience=FOREVER)]
+
+
+def _claim(head: Any) -> Claim:
+    return Claim(head.id, decode_key(head.row_key), head.rq_id, head.attempt, head.failures, head.tries)
 
 
 def _told(ended: Ended) -> dict[str, Any]:

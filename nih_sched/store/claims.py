@@ -126,11 +126,8 @@ class Claims:
         attempts = self._desk.ledger.attempts
         void: list[str] = []
         while True:
-            chosen = (
-                attempts.c.id.in_(ids)
-                if ids is not None
-                else (attempts.c.source == self._desk.source.name) & (attempts.c.claimed_by == self._producer)
-            )
+            mine = attempts.c.claimed_by == self._producer if ids is None else attempts.c.id.in_(ids)
+            chosen = (attempts.c.source == self._desk.source.name) & mine
             query = (
                 select(attempts.c.id, attempts.c.row_key, attempts.c.rq_id)
                 .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))

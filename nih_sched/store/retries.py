@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import func, or_, select, update
 
 from nih_sched.dialects import After, Now
 from nih_sched.store.desk import Desk
@@ -65,18 +65,15 @@ class Retries:
         statement = update(self._attempts).where(self._waiting, self._attempts.c.id == claim_id).values(rq_id=rq_id)
         return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
 
-    def hurry(self, claim_ids: Sequence[int]) -> None:
-        """Make claims that nobody carries any more due at once: their RQ job ended before they began."""
+    def put_off(self, claim_ids: Sequence[int], seconds: float) -> None:
+        """Have claims that didn't begin sent again in some seconds: the RQ job that carried them has ended."""
         c = self._attempts.c
-
-        def write(connection: Connection) -> None:
-            connection.execute(
-                update(self._attempts)
-                .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None), c.due_at.is_(None))
-                .values(due_at=After(0.0))  # after sent_at also where the clock has milliseconds only
-            )
-
-        self._desk.transact(write)
+        statement = (
+            update(self._attempts)
+            .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None))
+            .values(due_at=After(seconds))
+        )
+        self._desk.transact(lambda connection: connection.execute(statement))
 
     def seconds_to_next(self) -> float | None:
         """Seconds until the next waiting claim is due, by the database's clock; None when none waits."""

@@ -210,3 +210,38 @@ def test_only_our_function_runs_whatever_stands_in_redis(lite: Work, redis_url: 
         eventually(lambda: lite.states() == {"Done": 1})
         assert "refused RQ job" in process.output
     assert not (lite.folder / "hacked").exists()
+
+
+def test_a_hook_that_raises_fails_its_rows_and_says_why(lite: Work) -> None:
+    lite.insert(1)
+    (lite.folder / "hook.py").write_text("def hook():\n    raise OSError('no licence')\n")
+    line = ("--job", "handlers:count", "--on-horse-start", "hook:hook", *BURST, "--tries", "1")
+    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 1
+    assert [a.reason for a in lite.attempts()] == ["OSError: no licence"] * 2
+    assert lite.states() == {"Failed": 1}
+
+
+def test_a_row_that_the_database_wont_have_started_fails_alone(lite: Work) -> None:
+    lite.insert(1, 2)
+    lite.sql(
+        "CREATE TRIGGER no BEFORE UPDATE ON work WHEN NEW.id = 1 AND NEW.state = 'Started'"
+        " BEGIN SELECT RAISE(ABORT, 'not today'); END"
+    )
+    line = ("--job", "handlers:count", *BURST, "--tries", "1")
+    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 1
+    assert lite.states() == {"Done": 1, "Failed": 1}
+    assert [a.reason for a in lite.attempts(1)] == ["the database refused to start the row: not today"] * 2
+    assert lite.ran() == {"2": 1}
+
+
+def test_a_final_word_that_the_database_refuses_keeps_its_outcome_in_the_ledger(lite: Work) -> None:
+    lite.insert(1, 2)
+    lite.sql(
+        "CREATE TRIGGER no BEFORE UPDATE ON work WHEN NEW.id = 1 AND NEW.state = 'Done'"
+        " BEGIN SELECT RAISE(ABORT, 'not today'); END"
+    )
+    done = scheduler("--job", "handlers:count", *BURST, env=lite.env, cwd=lite.folder)
+    assert done.returncode == 0, done.stderr
+    assert "row 1 stays as it is, the database refused its new state: not today" in done.stderr
+    assert lite.states() == {"Done": 1, "Started": 1}
+    assert [a.outcome for a in lite.attempts(1)] == ["done"]

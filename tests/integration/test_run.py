@@ -43,6 +43,7 @@ def test_help_shows_the_six_options_first_with_meanings_and_defaults() -> None:
     assert "a row runs at most 1 + N times" in text
 
 
+@pytest.mark.many
 def test_four_instances_run_each_row_once_while_others_insert(work: Work) -> None:
     total = 2000
     work.insert(*range(1500))
