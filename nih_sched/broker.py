@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as ConnectionRetry
@@ -31,9 +31,9 @@ SERIALIZER = JSONSerializer
 FUNCTION = "nih_sched.runner.run"
 RESULT_TTL = 500  # seconds for which rq-dashboard shows a finished job
 FAILURE_TTL = 30 * 86400  # seconds for which it shows a failed one; the ledger keeps the truth longer
-RQ_SLACK = 60  # seconds by which RQ's timeout comes after ours, which knows how to end a row well
+RQ_SLACK = 3600  # seconds by which RQ's timeout comes after ours: an outcome may have to wait for the database
 SCHEMES = ("redis://", "rediss://", "unix://")
-OUTAGES = (RedisConnectionError, RedisTimeoutError)
+OUTAGES = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)  # all of them pass
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ def waiting(queue: Queue) -> int:
     return int(queue.count)
 
 
+def queued_ids(queue: Queue) -> set[str]:
+    """The ids of all jobs that wait in the queue."""
+    return set(queue.get_job_ids())
+
+
 def worker_count(queue: Queue) -> int:
     """How many RQ workers, ours or stock ones, serve the queue."""
     return len(get_keys(queue=queue))
@@ -162,6 +167,7 @@ class Standing(Enum):
 
     QUEUED = auto()
     BUSY = auto()  # a worker has it, or is about to put it into the scheduled registry
+    SCHEDULED = auto()  # in the scheduled registry, as RQ sees it
     GONE = auto()
 
 
@@ -173,7 +179,8 @@ def standing(queue: Queue, rq_id: str) -> Standing:
         return Standing.GONE
     if status == JobStatus.QUEUED:
         return Standing.QUEUED
-    return Standing.BUSY if status in (JobStatus.STARTED, JobStatus.SCHEDULED) else Standing.GONE
+    known = {JobStatus.STARTED: Standing.BUSY, JobStatus.SCHEDULED: Standing.SCHEDULED}
+    return known.get(status, Standing.GONE)
 
 
 def withdraw(queue: Queue, rq_ids: Iterable[str]) -> None:
@@ -196,6 +203,13 @@ def current_queue() -> Queue | None:
     """Inside an RQ job: the queue it came from, on the worker's own connection."""
     job = get_current_job()
     return None if job is None else queue_of(job.connection, job.origin)
+
+
+def spend_retries() -> None:
+    """Inside an RQ job: leave it no retries, so that its failure is final for RQ too."""
+    job = get_current_job()
+    if job is not None:
+        job.retries_left = 0
 
 
 def patiently(work: Callable[[], T], seconds: float = 5.0) -> T:

@@ -96,8 +96,7 @@ def _find_binary() -> str:
 
 def _private_folder(identity: str) -> str:
     name = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs warns where XDG_RUNTIME_DIR isn't set; its fallback will do
+    with warnings.catch_warnings(action="ignore"):  # that XDG_RUNTIME_DIR isn't set or fit; the fallback will do
         runtime = platformdirs.user_runtime_path("nih-sched")
     for base in (runtime, f"{tempfile.gettempdir()}/nih-sched-{os.geteuid()}"):
         folder = os.path.join(os.path.abspath(base), name)
@@ -110,16 +109,16 @@ def _private_folder(identity: str) -> str:
 
 def _make_private(folder: str) -> None:
     """Make `folder` unless it is there; refuse it if anyone else may write in it, or put another in its place."""
-    parent, us = os.path.dirname(folder), os.geteuid()
+    us, parent = os.geteuid(), os.path.dirname(folder)
     os.makedirs(parent, mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     found, above = os.lstat(folder), os.stat(parent)
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == us and found.st_mode & 0o777 == 0o700
-    if not ours or above.st_uid not in (us, 0) or above.st_mode & 0o1002 == 0o002:
-        must = f"must be drwx------ of user {us}, in a folder where nobody else can replace it"
+    if not ours or above.st_uid not in (us, 0) or above.st_mode & 0o1002 == 0o002:  # written by all, and not sticky
+        must = f"it must be drwx------ of user {us}, in a folder where nobody else can replace it"
         seen = f"{stat.filemode(found.st_mode)} of user {found.st_uid}"
-        raise errors.EmbeddedRedisFailed(reason=f"{folder} is {seen}; it {must}.")
+        raise errors.EmbeddedRedisFailed(reason=f"{folder} is {seen}; {must}.")
 
 
 def _ensure_server(folder: str, binary: str, deadline: float) -> None:
@@ -131,8 +130,7 @@ def _ensure_server(folder: str, binary: str, deadline: float) -> None:
         elif line := _connect(f"{folder}/s"):
             line.close()
             return
-        else:
-            time.sleep(0.02)  # the guardian is about to restart it
+        time.sleep(0.01)  # the guardian is new, or about to restart it
     raise errors.EmbeddedRedisFailed(reason=f"the server in {folder} doesn't answer.")
 
 
@@ -214,7 +212,6 @@ def _guard(folder: str, binary: str) -> None:
                 line.close()
                 line = fresh or _launch(folder, binary)
     try:
-        line.settimeout(PATIENCE_S)
         line.sendall(b"SHUTDOWN NOSAVE\r\n")
         while line.recv(4096):
             pass
@@ -231,8 +228,7 @@ def _launch(folder: str, binary: str) -> socket.socket:
     options = "--port 0 --appendonly no --maxmemory-policy noeviction --unixsocketperm 700"
     command = [binary, *options.split(), "--save", "", "--dir", folder, "--unixsocket", f"{folder}/s"]
     with open(f"{folder}/server.log", "w+", errors="replace") as log:
-        server = Popen(command, stdin=DEVNULL, stdout=log, stderr=log)
-        deadline = time.monotonic() + START_S
+        server, deadline = Popen(command, stdin=DEVNULL, stdout=log, stderr=log), time.monotonic() + START_S
         while not (line := _connect(f"{folder}/s")):
             if server.poll() is not None or time.monotonic() > deadline:
                 server.kill()

@@ -90,6 +90,14 @@ class ClaimRefused(NihError):
     """The database refused to set {column} of {table} to {word!r}: {reason}. Choose words that its rules allow."""
 
 
+class KeysDontMatch(NihError):
+    """Column(s) {columns} of {table} don't tell rows apart, or a trigger keeps rows: of {wanted} it took {taken}."""
+
+
+class UnusableKey(UsageError):
+    """Column(s) {columns} can't be the key of {table}: {reason}"""
+
+
 class EmbeddedRedisFailed(NihError):
     """The embedded Redis couldn't be started: {reason} Set REDIS_URL to a Redis server of your own."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -26,6 +27,7 @@ BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 1.0  # seconds overdue after which a retry that RQ doesn't show any more is sent anew
 DUE_AT_ONCE = 500
+SEARCH_EVERY = 5.0  # seconds between searches for claims that nobody carries, and their least age
 OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
 
 
@@ -51,6 +53,7 @@ class Producer:
         self.looks = Looks(desk)
         self._left = settings.max_rows
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
+        self._next_search = clock.monotonic() + SEARCH_EVERY
         self._began = self.looks.now()
         register(desk)
 
@@ -60,6 +63,7 @@ class Producer:
         Raises:
             ClaimRefused: the database won't have a row in its queued state; nothing was claimed.
         """
+        self._find_uncarried()
         sent = self._send_due()
         room = max(self._settings.max_concurrent_jobs, broker.worker_count(self._queue)) * PREFETCH
         room -= broker.waiting(self._queue)
@@ -95,7 +99,8 @@ class Producer:
         void = self._claims.give_back()
         if void:
             telemetry.emit("given_back", count=len(void))
-            broker.patiently(lambda: broker.withdraw(self._queue, void))
+            with contextlib.suppress(*broker.OUTAGES):  # left there, the jobs are refused by their tokens
+                broker.patiently(lambda: broker.withdraw(self._queue, void))
 
     def loop(self, stop: clock.Bell) -> dict[str, int] | None:
         """Tick until told to stop (None) or until the end of --burst or --max-rows (the outcomes' counts)."""
@@ -128,6 +133,9 @@ class Producer:
             if self._desk.dialect.is_transient(error):
                 raise
             raise self._refused(error) from error
+        if self._claims.void:
+            broker.withdraw(self._queue, self._claims.void)
+            self._claims.void.clear()
         if not claims:
             return 0
         sends = [Send(c.rq_id, (c.id,), self._waits(c), self._desk.source.timeout) for c in claims]
@@ -164,8 +172,24 @@ class Producer:
         if not self._retries.take(due, rq_id):
             return False
         waits = self._desk.source.backoff.intervals(due.tries, random.random, spent=due.failures)
-        broker.send(self._queue, [Send(rq_id, (due.claim_id,), tuple(waits), self._desk.source.timeout)])
+        try:
+            broker.send(self._queue, [Send(rq_id, (due.claim_id,), tuple(waits), self._desk.source.timeout)])
+        except broker.OUTAGES:
+            self._retries.put_off([due.claim_id], 0.0)
+            raise
         return True
+
+    def _find_uncarried(self) -> None:
+        """Have claims sent again that wait for a worker, but whose RQ job waits nowhere."""
+        if clock.monotonic() < self._next_search:
+            return
+        self._next_search = clock.monotonic() + SEARCH_EVERY
+        queued = broker.queued_ids(self._queue)
+        for claim_id, rq_id in self._retries.unstarted(SEARCH_EVERY):
+            carried = (broker.Standing.QUEUED, broker.Standing.BUSY)
+            if rq_id not in queued and broker.standing(self._queue, rq_id) not in carried:
+                broker.withdraw(self._queue, [rq_id])
+                self._retries.put_off([claim_id], 0.0)
 
     def _lost(self, server: str, why: str) -> None:
         if server not in self._away:

@@ -156,6 +156,21 @@ class Settings:
     )
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        """What load() does, for Settings made in Python: fill in, spread --states, check."""
+        values: dict[str, Any] = {"states": self.states}
+        origins = dict(self.origins) or {"states": "option"}
+        if not self.origins:
+            taken = {n: "option" for n, f in fields().items() if n.endswith("_val") and getattr(self, n) != f.default}
+            _spread_states(values, origins | taken)
+            for name, field in fields().items():
+                if getattr(self, name) not in (None, field.default):
+                    _checked(name, field, getattr(self, name), "given")
+        if self.max_concurrent_jobs == 0:
+            values["max_concurrent_jobs"] = usable_cores()
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # frozen from here on
+
     def origin(self, name: str) -> str:
         """Where the value of field `name` came from, in words."""
         return self.origins.get(name, "default")
@@ -217,8 +232,6 @@ def load(
             continue
         values[name] = _checked(name, field, raw, origin)
         origins[name] = origin
-    if "max_concurrent_jobs" not in values:
-        values["max_concurrent_jobs"] = usable_cores()
     _spread_states(values, origins)
     return Settings(**values, origins=origins)
 

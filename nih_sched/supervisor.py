@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import broker, clock, embedded, runner, telemetry, worker
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
-from nih_sched.dialects.connect import sqlite_path
+from nih_sched.dialects.connect import parse, sqlite_path
 from nih_sched.errors import NihError, UsageError
 from nih_sched.producer import Producer
 from nih_sched.settings import Settings, fields, option_name
@@ -60,14 +60,15 @@ class Supervisor:
         self._redis_url = redis_url
         self._view = view
         self._children: list[Child] = []
-        self._stops = 0
+        self._stops = 0  # whether to stop, for whatever reason
+        self._asked = 0  # how often a signal asked us to
+        self._heeded = 0
         self._wake = clock.Bell()
         self._code = 0
 
     def run(self) -> int:
         """Keep the tree up until it is told to stop or its producer has finished; return the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_stop)
+        before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGINT, *worker.WARM)}
         try:
             self._start("producer")
             for _ in range(self._settings.max_concurrent_jobs):
@@ -80,33 +81,41 @@ class Supervisor:
             self._stop_all()
             if self._view:
                 self._view.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)  # nih_sched.run() is called from other programs too
         return self._code
 
     def _on_stop(self, signum: int, frame: Any) -> None:
-        if signum == signal.SIGTERM and self._stops:
+        if signum in worker.WARM and self._asked:
             return  # a container sends it to everyone, and we forward it: once is enough
+        self._asked += 1
         self._stops += 1
-        if self._stops == 1:
-            telemetry.emit("stopping", grace=self._settings.grace)
-        elif self._stops == 2:
-            telemetry.emit("stopping_now")
-            self._signal(worker.STOP_NOW)
+
+    def _heed(self) -> None:
+        """Do what a signal asked for; not in its handler, which may have interrupted a write."""
+        if self._asked > self._heeded:
+            self._heeded = self._asked
+            if self._asked == 1:
+                telemetry.emit("stopping", grace=self._settings.grace)
+            else:
+                telemetry.emit("stopping_now")
+                self._signal(worker.STOP_NOW)
 
     def _start(self, role: str) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         parent = os.getpid()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, worker.STOP_NOW})
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *worker.WARM, worker.STOP_NOW})
         pid = os.fork()
         if pid == 0:
             code = 70
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-                for number in (signal.SIGTERM, worker.STOP_NOW):
+                for number in (*worker.WARM, worker.STOP_NOW):
                     signal.signal(number, lambda signum, frame: os._exit(0))  # told to stop before it has begun
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                 if self._view:
-                    os.dup2(self._view.sink, 1)  # what handlers print stands above the view, not in it
+                    if os.isatty(1):
+                        os.dup2(self._view.sink, 1)  # what handlers print stands above the view, not in it
                     os.dup2(self._view.sink, 2)
                 code = self._be(role, parent)
             except NihError as error:
@@ -114,12 +123,12 @@ class Supervisor:
                 code = error.exit_code
             except SQLAlchemyError as error:
                 sys.stderr.write(f"Error: The database answered: {reason(error)}\n")
+                # What passes is tried again by a new child; a missing right or table doesn't pass.
+                code = 70 if parse(self._settings.database_url)[1].is_transient(error) else 2
             except BaseException:  # the child's outermost frame: nothing may unwind into the parent's code
                 traceback.print_exc()
             finally:
-                with contextlib.suppress(OSError, ValueError):
-                    sys.stdout.flush()
-                    sys.stderr.flush()
+                _flush()
                 os._exit(code)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._children.append(Child(role, pid, clock.monotonic()))
@@ -165,9 +174,10 @@ class Supervisor:
 
     def _stop_all(self) -> None:
         self._children = [child for child in self._children if child.pid]
-        self._signal(worker.STOP_NOW if self._stops > 1 else signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         deadline = clock.monotonic() + self._settings.grace + KILL_SLACK
         while self._children:
+            self._heed()
             self._reap(restart=False)
             self._look()
             if clock.monotonic() > deadline:
@@ -194,7 +204,10 @@ def run(settings: Settings, make_view: Callable[[Desk], View] | None = None) -> 
         telemetry.emit("run_started", summary=summary(settings, site.desk, site.handler.name, redis_url))
         view = make_view(site.desk) if make_view else None
         site.close()
-        code = Supervisor(settings, redis_url, view).run()
+        try:
+            code = Supervisor(settings, redis_url, view).run()
+        finally:
+            runner.clear()
         telemetry.emit("stopped")
         return code
 
@@ -208,7 +221,7 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
         parent: the supervisor's pid, whose death ends this producer too.
     """
     stop = clock.Bell()
-    for number in (signal.SIGTERM, worker.STOP_NOW):
+    for number in (*worker.WARM, worker.STOP_NOW):
         signal.signal(number, lambda signum, frame: stop.ring())
     if parent is None:
         signal.signal(signal.SIGINT, lambda signum, frame: stop.ring())
@@ -277,6 +290,12 @@ def summary(settings: Settings, desk: Desk, handler: str, redis_url: str) -> str
             f"set: {told}; all else by default" if told else "all by default",
         ]
     )
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never there
+            stream.flush()
 
 
 def _words(code: int) -> str:

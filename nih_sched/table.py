@@ -12,12 +12,12 @@ from sqlalchemy import (
     Connection,
     Engine,
     Enum,
+    Float,
     Integer,
     MetaData,
     Numeric,
     String,
     Table,
-    Uuid,
     and_,
     inspect,
     literal_column,
@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, NoSuchTableError, SAWarning
 from sqlalchemy.sql import ColumnElement
+from sqlalchemy.types import NullType
 
 from nih_sched.errors import (
     AmbiguousStates,
@@ -33,6 +34,7 @@ from nih_sched.errors import (
     NoSuchColumn,
     NoSuchTable,
     NotATable,
+    UnusableKey,
 )
 from nih_sched.model import Key, State, Word
 from nih_sched.settings import Settings, option_name
@@ -152,6 +154,8 @@ def reflect(bind: Engine | Connection, settings: Settings, address: str = "the d
         keys = tuple(table.primary_key.columns)
     if not keys:
         raise NoPrimaryKey(table=settings.table)
+    if problem := _key_problem(bind, table, keys):
+        raise UnusableKey(columns=", ".join(key.name for key in keys), table=settings.table, reason=problem)
     if settings.job_column:
         column_of(table, settings.job_column, settings.origin("job_column"))
     return RowTable(
@@ -162,6 +166,25 @@ def reflect(bind: Engine | Connection, settings: Settings, address: str = "the d
         words=words_for(status, settings),
         features=features(settings),
     )
+
+
+def _key_problem(bind: Engine | Connection, table: Table, keys: Sequence[Column[Any]]) -> str | None:
+    """Why these columns can't tell rows apart, everywhere and by every scheduler alike; None if they can."""
+    if any(isinstance(key.type, Float) for key in keys):
+        return "floating-point numbers don't equal themselves when they come back."
+    own = list(table.primary_key.columns)
+    names = {key.name for key in keys}
+    if own:
+        # Another key would be another name for the same row: two schedulers could run it at once.
+        own_names = ", ".join(key.name for key in own)
+        return None if names == {key.name for key in own} else f"the table has a primary key, {own_names}. Use that."
+    inspector = inspect(bind)
+    where: dict[str, Any] = {"table_name": table.name, "schema": table.schema}
+    unique: list[set[str | None]] = [set(found["column_names"]) for found in inspector.get_unique_constraints(**where)]
+    unique += [set(found["column_names"]) for found in inspector.get_indexes(**where) if found["unique"]]
+    if any(key.nullable for key in keys) or not any(columns <= names for columns in unique):
+        return "its values may repeat or be NULL. It takes NOT NULL columns with a unique constraint."
+    return None
 
 
 def column_of(table: Table, name: str, origin: str) -> Column[Any]:
@@ -232,13 +255,13 @@ def fit(status: Column[Any], word: str) -> Word:
         if not _holds(kind, number):
             raise ValueError("beyond its range")
         return number
-    if isinstance(kind, String):
+    if isinstance(kind, String) and kind.__visit_name__ != "SET":
         if kind.length is not None and len(word) > kind.length:
             raise ValueError(f"longer than {kind.length} characters")
         return word
-    if isinstance(kind, Uuid):
-        raise ValueError("not a UUID")
-    return word
+    if isinstance(kind, NullType) or kind.__visit_name__ == "DOMAIN":
+        return word  # a type that SQLAlchemy doesn't know: the database will say
+    raise ValueError("a status column holds texts, whole numbers or an enum")
 
 
 def _holds(kind: Any, number: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 from nih_sched import clock
 
@@ -75,6 +75,16 @@ def emit(event: str, **facts: Any) -> None:
         subscriber(event, facts)
 
 
+class Stream(Protocol):
+    """What a line is written to."""
+
+    def write(self, text: str, /) -> Any:
+        """Write a text."""
+
+    def flush(self) -> Any:
+        """Have it written now."""
+
+
 class LogLines:
     """A subscriber that writes one line for each event, as text or as JSON.
 
@@ -84,7 +94,7 @@ class LogLines:
         stream: where to; standard error by default, looked up at each line.
     """
 
-    def __init__(self, form: str = "text", only: frozenset[str] | None = None, stream: TextIO | None = None) -> None:
+    def __init__(self, form: str = "text", only: frozenset[str] | None = None, stream: Stream | None = None) -> None:
         self._form = form
         self._only = only
         self._stream = stream
@@ -100,7 +110,7 @@ class LogLines:
             sentence = SENTENCES[event].format_map(facts)
             line = f"{instant:%H:%M:%S} {one_line(sentence)}"
         try:
-            stream = self._stream or sys.stderr
+            stream: Stream = self._stream or sys.stderr
             stream.write(line + "\n")
             stream.flush()
         except (OSError, ValueError):

@@ -43,6 +43,8 @@ def add(settings: Settings, pairs: tuple[str, ...], form: str | None, file: Text
         raise DatabaseRefused(
             address=address(engine.url), what="the rows; none was added", reason=reason(error)
         ) from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise UsageError(reason=f"A value is beyond what the database holds; no row was added: {error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(reason=f"{file.name if file else ''} is not UTF-8 text; no row was added: {error}") from error
     click.echo(f"Added {count} rows to {settings.table}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections import deque
 
@@ -18,6 +19,7 @@ from nih_sched.store import Desk, Looks
 
 EVERY = 0.5  # seconds between looks, at least
 SHARE = 20  # a look may take one part in so many of our time: a large table is counted less often
+READS = 16  # at one look, of what processes print
 WINDOW = 30.0  # seconds over which the rate is measured
 
 
@@ -33,8 +35,9 @@ class LiveView:
         self._source, self.sink = os.pipe()
         os.set_blocking(self._source, False)
         self._rest = b""
+        self._owner = os.getpid()
         telemetry.unsubscribe_all()
-        telemetry.subscribe(telemetry.LogLines("text", telemetry.VIEW_SHOWS, os.fdopen(os.dup(self.sink), "w")))
+        telemetry.subscribe(telemetry.LogLines("text", telemetry.VIEW_SHOWS, self))  # a stream: write and flush
         self._next = 0.0
         self._seen: deque[tuple[float, int]] = deque()
         self._started = False
@@ -66,9 +69,21 @@ class LiveView:
         os.close(self.sink)
         os.close(self._source)
 
+    def write(self, text: str) -> None:
+        """Print an event: above the view here, by way of standard error in a child."""
+        if os.getpid() == self._owner:
+            self._console.print(text.rstrip("\n"), markup=False, soft_wrap=True)
+        else:
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """As streams do."""
+        sys.stderr.flush()
+
     def _pass_on(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._source, 65536):
+            for _ in range(READS):  # no more: whoever prints without end must not keep us from stopping it
+                chunk = os.read(self._source, 65536)
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
                 for line in lines:
                     self._console.print(line.decode(errors="replace"), markup=False, soft_wrap=True)

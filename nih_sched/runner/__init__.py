@@ -19,8 +19,9 @@ from nih_sched.broker import Send
 from nih_sched.dialects.base import reason
 from nih_sched.errors import AttemptFailed, NihError
 from nih_sched.model import Ended, Fate, Outcome, State, show_key
+from nih_sched.runner.command import signal_name
 from nih_sched.runner.handler import Handler, load
-from nih_sched.runner.perform import INTERRUPT, install_interrupts, interrupt_asked, perform
+from nih_sched.runner.perform import INTERRUPT, install_interrupts, interrupt_asked, perform, share_hand, silence_alarm
 from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
 from nih_sched.store import Attempts, Claims, Desk, Retries
 from nih_sched.store.attempts import running
@@ -31,12 +32,15 @@ __all__ = [
     "Site",
     "clear",
     "crashed",
+    "give_back",
     "handler_for",
     "here",
     "install_interrupts",
     "made",
     "prepare",
     "run",
+    "share_hand",
+    "signal_name",
 ]
 
 
@@ -63,8 +67,10 @@ def run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
         # The error's own words may hold a row's; RQ keeps what is raised here in Redis.
         raise AttemptFailed(f"claims {list(claim_ids)}: {type(error).__name__} before they could run") from None
     finally:
-        sys.stdout.flush()  # RQ ends a horse without that, and what the handler printed would be lost
-        sys.stderr.flush()
+        # RQ ends a horse without that, and what the handler printed would be lost. Nobody may be reading it any more.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
 
 
 def _put_off(source: str, claim_ids: Sequence[int]) -> None:
@@ -83,13 +89,15 @@ def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     if desk is None:
         return {}
     if not site.serves(source) or interrupt_asked():
-        return _give_back(site, desk, claim_ids)
+        give_back(site, source, claim_ids)
+        return {"given back": len(claim_ids)}
     attempts = Attempts(desk, run=secrets.token_hex(8), worker=site.worker or _own_name())
     counts: dict[str, int] = {}
     last: tuple[Ended, Fate | None] | None = None
     for row in attempts.start(claim_ids, site.handler.columns):
         telemetry.emit("started", key=show_key(row.claim.key), attempt=row.claim.attempt)
         ended = perform(row, partial(_call, site), desk.source.timeout)
+        silence_alarm()  # RQ's: the outcome is written, however long the database is away
         (fate,) = attempts.finish([ended])
         _report(ended, fate)
         counts[ended.outcome.value] = counts.get(ended.outcome.value, 0) + 1
@@ -99,22 +107,21 @@ def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     return counts
 
 
-def crashed(site: Site, source: str, claim_ids: Sequence[int], *, asked: bool, how: str) -> None:
+def crashed(site: Site, source: str, claim_ids: Sequence[int], *, outcome: Outcome, how: str) -> None:
     """In the worker, whose horse died: end what the horse had in hand, which it can't do any more.
 
     Args:
         site: the worker's.
         source: the job's source.
         claim_ids: the job's claims.
-        asked: whether the worker itself stopped the horse; then the row isn't to blame and spends no try.
+        outcome: crashed; interrupted if the worker stopped the horse, which spends no try; timed out if it had to.
         how: the horse's end in words.
     """
     desk = site.desk_for(source)
     if desk is None:
         return
-    outcome = Outcome.INTERRUPTED if asked else Outcome.CRASHED
     for claim, run_token in running(desk, claim_ids, site.worker):
-        ended = Ended(claim, outcome, reason="its worker was told to stop" if asked else how)
+        ended = Ended(claim, outcome, reason=how)
         (fate,) = Attempts(desk, run_token, site.worker).finish([ended])
         _report(ended, fate)
     Retries(desk).put_off(claim_ids, 0.0)
@@ -132,15 +139,22 @@ def _settle(desk: Desk, ended: Ended, fate: Fate | None) -> None:
             backoff, tries = desk.source.backoff, ended.claim.tries
             waits = tuple(backoff.intervals(tries, lambda: 0.0, spent=fate.failures))
             broker.send_later(queue, Send(rq_id, (ended.claim.id,), waits, desk.source.timeout), fate.delay or 0.0)
-    elif fate.state is State.FAILED or (fate.claim_goes_on and ended.outcome is not Outcome.INTERRUPTED):
-        raise AttemptFailed(f"claim {ended.claim.id}, attempt {ended.claim.attempt}: {ended.outcome.value}") from None
+        return
+    if fate.state is State.FAILED:
+        broker.spend_retries()  # a handler that raised Fail may have some left
+    elif not fate.claim_goes_on or ended.outcome is Outcome.INTERRUPTED:
+        return
+    raise AttemptFailed(f"claim {ended.claim.id}, attempt {ended.claim.attempt}: {ended.outcome.value}") from None
 
 
-def _give_back(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
+def give_back(site: Site, source: str, claim_ids: Sequence[int]) -> None:
+    """Give claims that haven't begun back: this worker stops, or doesn't serve their source."""
+    desk = site.desk_for(source)
+    if desk is None:
+        return
     if not site.serves(desk.source.name):
         telemetry.emit("unserved", count=len(claim_ids), source=desk.source.name)
     Claims(desk, "", 0).give_back(claim_ids)
-    return {"given back": len(claim_ids)}
 
 
 def _call(site: Site, values: Mapping[str, Any], claim_id: int, attempt: int) -> Any:

@@ -16,12 +16,17 @@ from typing import IO, Any
 from nih_sched.errors import BadHandler, Fail
 
 TAIL = 16 * 1024  # bytes of standard error that are kept
+SHELLS_SIGNALS = frozenset({129, 130, 143})  # how a shell tells of SIGHUP, SIGINT and SIGTERM
 KILL_AFTER = 2.0  # seconds from SIGTERM to SIGKILL
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
 class CommandFailed(Exception):
     """The command ended with a non-zero exit code or by a signal; the text ends with what it said last."""
+
+    def __init__(self, text: str, signalled: bool) -> None:
+        super().__init__(text)
+        self.signalled = signalled
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class CommandHandler:
         if code:
             end = bytes(tail).decode(errors="replace").strip()
             how = f"exit code {code}" if code > 0 else f"signal {signal_name(-code)}"
-            raise CommandFailed(f"{how}: {end}" if end else how)
+            raise CommandFailed(f"{how}: {end}" if end else how, code < 0 or code in SHELLS_SIGNALS)
 
 
 def _fill(match: re.Match[str], facts: Mapping[str, Any]) -> str:

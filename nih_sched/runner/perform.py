@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
+import os
 import signal
+import struct
 import threading
 import time
 import traceback
@@ -13,12 +16,57 @@ from typing import Any
 
 from nih_sched.errors import Fail, RetryLater, RowInterrupted, RowTimeout
 from nih_sched.model import Ended, Outcome, StartedRow
+from nih_sched.runner.command import CommandFailed
 
 Call = Callable[[Mapping[str, Any], int, int], Any]
 
 INTERRUPT = signal.SIGUSR1
 _interruptible = False
 _interrupt_asked = False
+_all_told = False  # SIGTERM or Ctrl-C reached this horse: it was sent to everyone, its command's processes too
+
+
+class Hand:
+    """Tells the worker whether its horse is inside user code, and since when it should be out of it.
+
+    Memory that both share: a horse killed or stuck in C code can't say anything any more.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 8)
+
+    def take(self, seconds: float) -> None:
+        """In the horse: user code begins, and has so many seconds."""
+        self._memory[:] = struct.pack("d", time.monotonic() + seconds)
+
+    def empty(self) -> None:
+        """In the horse: user code has returned."""
+        self._memory[:] = struct.pack("d", 0.0)
+
+    @property
+    def busy(self) -> bool:
+        """In the worker: whether the horse is, or died, inside user code."""
+        return self._until > 0.0
+
+    def late(self, slack: float) -> bool:
+        """In the worker: whether the horse should have come out of user code `slack` seconds ago."""
+        return self.busy and time.monotonic() > self._until + slack
+
+    @property
+    def _until(self) -> float:
+        until: float = struct.unpack("d", self._memory[:])[0]
+        return until
+
+
+_hand: Hand | None = None
+
+
+def share_hand() -> Hand:
+    """The hand that this process shares with the horses it forks; empty before each fork but the one just made."""
+    global _hand  # noqa: PLW0603 - a horse finds it by being a fork of its worker
+    if _hand is None:
+        _hand = Hand()
+    return _hand
 
 
 def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
@@ -39,7 +87,7 @@ def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
     if row.unreadable:
         return ended(Outcome.FAILED, reason=row.unreadable, final=True)
     try:
-        with _interrupts(), _deadline(timeout):
+        with _in_hand(timeout), _interrupts(), _deadline(timeout):
             result = handler(row.values, row.claim.id, row.claim.attempt)
         return ended(Outcome.DONE, result=_as_text(result))
     except RowInterrupted:
@@ -54,6 +102,10 @@ def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
         return ended(Outcome.POSTPONED, reason=str(later), postpone=later.seconds)
     except Fail as error:
         return ended(Outcome.FAILED, reason=_say(error), traceback=_trace(), final=True)
+    except CommandFailed as error:
+        if _all_told and error.signalled:
+            return ended(Outcome.INTERRUPTED, reason="everything here was told to stop")
+        return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
     except BaseException as error:  # user code: sys.exit() and KeyboardInterrupt end the row, not its worker
         return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
 
@@ -65,8 +117,27 @@ def install_interrupts() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(INTERRUPT, _on_interrupt)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A handler that does nothing, not SIG_IGN: what user code starts would inherit that, and couldn't be ended.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _on_told)
+        os.register_at_fork(after_in_child=_forget_signals)
+
+
+def _on_told(signum: int, frame: Any) -> None:
+    global _all_told  # noqa: PLW0603
+    _all_told = True
+
+
+def _forget_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is _on_told:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def silence_alarm() -> None:
+    """Switch off the alarm that RQ has set for its job: user code is over, and our own writing has no deadline."""
+    if threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def interrupt_asked() -> bool:
@@ -79,6 +150,16 @@ def _on_interrupt(signum: int, frame: Any) -> None:
     _interrupt_asked = True
     if _interruptible:
         raise RowInterrupted
+
+
+@contextlib.contextmanager
+def _in_hand(seconds: float) -> Iterator[None]:
+    hand = share_hand()
+    hand.take(seconds)
+    try:
+        yield
+    finally:
+        hand.empty()
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from nih_sched import sample, settings
@@ -33,13 +34,14 @@ class Site:
 
     def desk_for(self, source: str) -> Desk | None:
         """The desk of a source as its producer wrote it down; None when there is no such source."""
-        facts = source_facts(self.desk.engine, self.desk.ledger, source)
+        own = self.desk
+        facts = own.insist(lambda: source_facts(own.engine, own.ledger, source))
         if facts is None:
             return None
         known = self._known.get(source)
         if known is None or known[0] != facts:
             # Reflecting is dear: only when it is new, or its producer came back with other words.
-            known = facts, source_desk(self.desk.engine, self.desk.ledger, source, facts)
+            known = facts, own.insist(partial(source_desk, own.engine, own.ledger, source, facts))
             self._known[source] = known
         return known[1]
 

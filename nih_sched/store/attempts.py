@@ -27,9 +27,7 @@ from nih_sched.model import (
     encode_key,
     show_key,
 )
-from nih_sched.store.desk import Desk
-
-FOREVER = 7 * 86400.0  # seconds: an outcome that was reached is kept and tried again until it is written
+from nih_sched.store.desk import FOREVER, Desk
 
 
 class _Raced(Exception):

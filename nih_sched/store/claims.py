@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Select, bindparam, delete, not_, select, upda
 
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import claimable
+from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key
 from nih_sched.store.desk import Desk
 
@@ -23,6 +24,7 @@ class Claims:
         self._desk = desk
         self._producer = producer
         self._tries = tries
+        self.void: list[str] = []  # RQ ids of claims that a claim of ours has closed; whoever withdraws them empties it
 
     def select_ready(self, limit: int | None, without: Sequence[Key] = ()) -> Select[Any]:
         """The keys of ready rows, oldest key first."""
@@ -68,15 +70,21 @@ class Claims:
         rq_ids = {hashed: new_rq_id() for hashed in keys}
         ids = self._insert(connection, keys, rq_ids)
         refused = [hashed for hashed in keys if hashed not in ids]
-        if refused and self._close_unstarted(connection, refused):
+        if refused and (closed := self._close_unstarted(connection, refused)):
+            self.void += closed
             ids |= self._insert(connection, {h: keys[h] for h in refused}, rq_ids)
         claims = [Claim(ids[h], keys[h], rq_ids[h], tries=self._tries) for h in keys if h in ids]
         if claims:
-            connection.execute(
+            taken = connection.execute(
                 update(rows.table)
                 .where(rows.keyed([claim.key for claim in claims]))
                 .values({rows.status: rows.words[State.QUEUED]})
-            )
+            ).rowcount
+            if taken != len(claims):
+                # Keys that name two rows, or that don't equal themselves (floats, NULLs): never run the wrong row.
+                raise KeysDontMatch(
+                    table=rows.name, columns=", ".join(c.name for c in rows.keys), wanted=len(claims), taken=taken
+                )
         return claims, [keys[h] for h in keys if h not in ids]
 
     def _insert(self, connection: Connection, keys: dict[str, Key], rq_ids: dict[str, str]) -> dict[str, int]:
@@ -99,12 +107,15 @@ class Claims:
         ]
         return self._desk.dialect.insert_claims(connection, attempts, records)
 
-    def _close_unstarted(self, connection: Connection, open_keys: Sequence[str]) -> int:
-        # The owner made the row ready again before its claim had begun: that claim is void.
+    def _close_unstarted(self, connection: Connection, open_keys: Sequence[str]) -> list[str]:
+        # The owner made the row ready again before its claim had begun: that claim is void, and so is its RQ job.
         attempts = self._desk.ledger.attempts
-        return connection.execute(
+        unstarted = attempts.c.open_key.in_(open_keys) & attempts.c.started_at.is_(None)
+        query = self._desk.dialect.lock(select(attempts.c.rq_id).where(unstarted), attempts)
+        rq_ids = list(connection.execute(query).scalars())
+        connection.execute(
             update(attempts)
-            .where(attempts.c.open_key.in_(open_keys), attempts.c.started_at.is_(None))
+            .where(unstarted)
             .values(
                 open_key=None,
                 due_at=None,
@@ -112,7 +123,8 @@ class Claims:
                 outcome=Outcome.CANCELLED.value,
                 reason="its owner made the row ready again",
             )
-        ).rowcount
+        )
+        return rq_ids
 
     def give_back(self, ids: Sequence[int] | None = None) -> list[str]:
         """Give back what this producer (or anyone, of the claims `ids`) has claimed and no worker has begun.

@@ -26,6 +26,7 @@ from nih_sched.table import RowTable
 T = TypeVar("T")
 
 PATIENCE = 60.0  # seconds for which an ordinary transaction is tried again
+FOREVER = 7 * 86400.0  # seconds: what a row's end depends on is tried again until it works
 LOUD_AFTER = 1.0  # seconds of trying after which we say so
 
 
@@ -40,10 +41,24 @@ class Desk:
     source: Source
 
     def transact(self, work: Callable[[Connection], T], *, patience: float = PATIENCE) -> T:
-        """Run `work` in one transaction; begin anew on lost connections, deadlocks and lock timeouts.
+        """Run `work` in one transaction, begun anew as insist() says.
 
         Args:
             work: must be safe to run again after a rollback, or after a commit whose answer was lost.
+            patience: as of insist().
+        """
+
+        def once() -> T:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return self.insist(once, patience=patience)
+
+    def insist(self, work: Callable[[], T], *, patience: float = FOREVER) -> T:
+        """Run `work`; again on lost connections, deadlocks and lock timeouts.
+
+        Args:
+            work: what to run, on connections of its own.
             patience: seconds after which the error is let through.
         """
         began = clock.monotonic()
@@ -51,8 +66,7 @@ class Desk:
         turn = 0
         while True:
             try:
-                with self.engine.begin() as connection:
-                    result = work(connection)
+                result = work()
             except SQLAlchemyError as error:
                 waited = clock.monotonic() - began
                 if not self.dialect.is_transient(error) or waited >= patience:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, or_, select, update
 
 from nih_sched.dialects import After, Now
-from nih_sched.store.desk import Desk
+from nih_sched.store.desk import FOREVER, Desk
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,18 @@ class Retries:
         statement = update(self._attempts).where(self._waiting, self._attempts.c.id == claim_id).values(rq_id=rq_id)
         return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
 
+    def unstarted(self, age: float) -> list[tuple[int, str]]:
+        """(claim id, RQ id) of claims sent at least `age` seconds ago that haven't begun and don't wait for a time."""
+        c = self._attempts.c
+        query = select(c.id, c.rq_id).where(
+            c.source == self._desk.source.name,
+            c.open_key.is_not(None),
+            c.started_at.is_(None),
+            c.due_at.is_(None),
+            c.sent_at <= After(-age),
+        )
+        return [(row.id, row.rq_id) for row in self._desk.read(lambda connection: connection.execute(query).all())]
+
     def put_off(self, claim_ids: Sequence[int], seconds: float) -> None:
         """Have claims that didn't begin sent again in some seconds: the RQ job that carried them has ended."""
         c = self._attempts.c
@@ -73,7 +85,7 @@ class Retries:
             .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None))
             .values(due_at=After(seconds))
         )
-        self._desk.transact(lambda connection: connection.execute(statement))
+        self._desk.transact(lambda connection: connection.execute(statement), patience=FOREVER)
 
     def seconds_to_next(self) -> float | None:
         """Seconds until the next waiting claim is due, by the database's clock; None when none waits."""

@@ -90,7 +90,7 @@ class Work:
 
     def states(self) -> dict[str, int]:
         """How many rows there are of each word."""
-        return {word: count for word, count in self.sql("SELECT state, count(*) FROM work GROUP BY state")}
+        return dict(map(tuple, self.sql("SELECT state, count(*) FROM work GROUP BY state")))
 
     def ran(self) -> Counter[str]:
         """How often each line was noted."""

@@ -1,0 +1,139 @@
+"""Being a worker: reach what is needed, run RQ's loop with our worker class, begin again after an outage."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from redis import Redis
+from rq import Queue
+from rq.exceptions import StopRequested
+from rq.timeouts import BaseDeathPenalty
+from rq.worker import SimpleWorker
+
+from nih_sched import broker, clock, runner, telemetry
+from nih_sched.errors import UnreachableDatabase, UnreachableRedis
+from nih_sched.runner import Site
+from nih_sched.settings import Settings
+from nih_sched.worker.rq_worker import STOP_NOW, WARM, Worker
+
+__all__ = ["STOP_NOW", "WARM", "Worker", "reach", "watch_parent", "work", "work_off"]
+
+T = TypeVar("T")
+
+
+def work(settings: Settings, redis_url: str, *, parent: int | None = None) -> int:
+    """Be a worker until told to stop.
+
+    Args:
+        settings: which source, with which handler.
+        redis_url: the Redis to serve.
+        parent: the pid of the supervisor, whose death ends this worker too.
+
+    Returns:
+        the process's exit code.
+    """
+    for name in ("rq.worker", "rq.job"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # our own events say what RQ would
+    stop = clock.Bell()
+    for number in (signal.SIGINT, *WARM, STOP_NOW):
+        signal.signal(number, lambda signum, frame: stop.ring())
+    if parent is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        watch_parent(parent)
+    site = reach(lambda: runner.made() or runner.prepare(settings), stop, insist=parent is not None)
+    connection = reach(lambda: broker.connect(redis_url), stop, insist=parent is not None)
+    while site is not None and connection is not None and not stop.rung:
+        # RQ's worker gives up when Redis is away for long; ours begins again.
+        worker = _one(site, connection, stop, ctrl_c=parent is None)
+        with contextlib.suppress(StopRequested, *broker.OUTAGES):
+            worker.work(logging_level="CRITICAL")
+        if worker.told_to_stop:
+            break
+        for number in (*WARM, STOP_NOW):
+            signal.signal(number, lambda signum, frame: stop.ring())
+        connection = reach(lambda: broker.connect(redis_url), stop, insist=True)
+    if site is not None:
+        site.close()
+    return 0
+
+
+def _one(site: Site, connection: Redis, stop: clock.Bell, *, ctrl_c: bool) -> Worker:
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    worker = Worker([broker.queue_of(connection, site.desk.source.name)], name=name, connection=connection)
+    worker.heeds_ctrl_c = ctrl_c
+    worker.stop = stop
+    site.worker = name
+    telemetry.emit("worker_started", name=name, pid=os.getpid())
+    return worker
+
+
+class _NoPenalty(BaseDeathPenalty):
+    """RQ's needs the main thread, and resets an alarm clock that is somebody else's; rows have our own timeout."""
+
+    def setup_death_penalty(self) -> None:
+        pass
+
+    def cancel_death_penalty(self) -> None:
+        pass
+
+
+class _QuietWorker(SimpleWorker):
+    """RQ's in-process worker, in a process whose signals are somebody else's."""
+
+    death_penalty_class = _NoPenalty
+
+    def _install_signal_handlers(self) -> None:
+        pass
+
+
+def work_off(queue: Queue) -> None:
+    """Run the queue's jobs in this process until it is empty, as nih_sched.testing does."""
+    _QuietWorker([queue], connection=queue.connection, serializer=broker.SERIALIZER).work(
+        burst=True, logging_level="CRITICAL"
+    )
+
+
+def reach(open_it: Callable[[], T], stop: clock.Bell, *, insist: bool) -> T | None:
+    """Open what needs a server, again and again while that can't be reached; None when told to stop meanwhile.
+
+    Args:
+        open_it: what to call.
+        stop: ends the trying.
+        insist: False lets the first failure through, as a user who has just typed a wrong address expects.
+    """
+    lost: str | None = None
+    while not stop.rung:
+        try:
+            opened = open_it()
+        except (UnreachableRedis, UnreachableDatabase) as error:
+            if not insist:
+                raise
+            if lost is None:
+                lost = "redis" if isinstance(error, UnreachableRedis) else "database"
+                telemetry.emit(f"{lost}_lost", reason=str(error))
+            stop.wait(1.0)
+        else:
+            if lost:
+                telemetry.emit(f"{lost}_back")
+            return opened
+    return None
+
+
+def watch_parent(parent: int) -> None:
+    """Stop this process as SIGTERM would once its parent is gone: killed by kill -9, that one can't tell."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
