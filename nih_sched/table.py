@@ -154,7 +154,7 @@ def reflect(bind: Engine | Connection, settings: Settings, address: str = "the d
         keys = tuple(table.primary_key.columns)
     if not keys:
         raise NoPrimaryKey(table=settings.table)
-    if problem := _key_problem(bind, table, keys):
+    if problem := _key_problem(table, keys):
         raise UnusableKey(columns=", ".join(key.name for key in keys), table=settings.table, reason=problem)
     if settings.job_column:
         column_of(table, settings.job_column, settings.origin("job_column"))
@@ -168,22 +168,17 @@ def reflect(bind: Engine | Connection, settings: Settings, address: str = "the d
     )
 
 
-def _key_problem(bind: Engine | Connection, table: Table, keys: Sequence[Column[Any]]) -> str | None:
-    """Why these columns can't tell rows apart, everywhere and by every scheduler alike; None if they can."""
+def _key_problem(table: Table, keys: Sequence[Column[Any]]) -> str | None:
+    """Why these columns can't be the key; None if they can, as far as their types tell.
+
+    Whether they do tell rows apart is checked at each claim, by the count of rows that it changes.
+    """
     if any(isinstance(key.type, Float) for key in keys):
         return "floating-point numbers don't equal themselves when they come back."
-    own = list(table.primary_key.columns)
-    names = {key.name for key in keys}
-    if own:
+    own = [key.name for key in table.primary_key.columns]
+    if own and set(own) != {key.name for key in keys}:
         # Another key would be another name for the same row: two schedulers could run it at once.
-        own_names = ", ".join(key.name for key in own)
-        return None if names == {key.name for key in own} else f"the table has a primary key, {own_names}. Use that."
-    inspector = inspect(bind)
-    where: dict[str, Any] = {"table_name": table.name, "schema": table.schema}
-    unique: list[set[str | None]] = [set(found["column_names"]) for found in inspector.get_unique_constraints(**where)]
-    unique += [set(found["column_names"]) for found in inspector.get_indexes(**where) if found["unique"]]
-    if any(key.nullable for key in keys) or not any(columns <= names for columns in unique):
-        return "its values may repeat or be NULL. It takes NOT NULL columns with a unique constraint."
+        return f"the table has a primary key, {', '.join(own)}. Use that."
     return None
 
 

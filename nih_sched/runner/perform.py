@@ -21,6 +21,7 @@ from nih_sched.runner.command import CommandFailed
 Call = Callable[[Mapping[str, Any], int, int], Any]
 
 INTERRUPT = signal.SIGUSR1
+TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _interruptible = False
 _interrupt_asked = False
 _all_told = False  # SIGTERM or Ctrl-C reached this horse: it was sent to everyone, its command's processes too
@@ -118,9 +119,9 @@ def install_interrupts() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(INTERRUPT, _on_interrupt)
         # A handler that does nothing, not SIG_IGN: what user code starts would inherit that, and couldn't be ended.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in TOLD:
             signal.signal(number, _on_told)
-        os.register_at_fork(after_in_child=_forget_signals)
+        os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_forget_signals)
 
 
 def _on_told(signum: int, frame: Any) -> None:
@@ -128,10 +129,20 @@ def _on_told(signum: int, frame: Any) -> None:
     _all_told = True
 
 
+def _hold_signals() -> None:
+    # A child that is ended at once must not get the signal while it still has our handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+
+
 def _forget_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in TOLD:
         if signal.getsignal(number) is _on_told:
             signal.signal(number, signal.SIG_DFL)
+    _let_signals()
 
 
 def silence_alarm() -> None:

@@ -38,12 +38,14 @@ from nih_sched.errors import (
     BadLedger,
     BadStateWord,
     DatabaseRefused,
+    KeysDontMatch,
     NewerLedger,
     NihError,
     NoPrimaryKey,
     NoSuchColumn,
     NoSuchTable,
     NotATable,
+    UnusableKey,
     UsageError,
 )
 from nih_sched.model import Claim, Ended, Fate, Outcome, StartedRow, State, open_key
@@ -1608,12 +1610,34 @@ def goes_the_whole_way(place: Place, table: str) -> None:
 
 def test_a_key_named_by_hand_may_have_any_name(place: Place) -> None:
     place.run(
-        "CREATE TABLE jobs (id integer PRIMARY KEY, state varchar(20), "
+        "CREATE TABLE jobs (id integer, state varchar(20), "
         + ("`Key %` " if place.name == "mariadb" else '"Key %" ')
         + "varchar(20) UNIQUE)"
     )
     place.run("INSERT INTO jobs VALUES (1, 'Pending', 'x')")
     assert [one.key for one in claim(place.desk(primary_key="Key %"))] == [("x",)]
+
+
+def test_a_key_that_is_another_name_for_the_same_row_is_refused(place: Place) -> None:
+    place.run(
+        "CREATE TABLE jobs (id integer PRIMARY KEY, state varchar(20), name varchar(20) UNIQUE, f double precision)"
+    )
+    with pytest.raises(UnusableKey, match=r"the table has a primary key, id\. Use that"):
+        place.desk(primary_key="name")
+    place.run("CREATE TABLE floats (f double precision, state varchar(20))")
+    with pytest.raises(UnusableKey, match="floating-point"):
+        place.desk(table="floats", primary_key="f")
+
+
+def test_a_key_that_doesnt_tell_rows_apart_claims_nothing(place: Place) -> None:
+    place.run("CREATE TABLE jobs (name varchar(20), state varchar(20))")
+    place.run("INSERT INTO jobs VALUES ('x', 'Pending'), ('x', 'Done')")
+    with pytest.raises(KeysDontMatch, match="of 1 it took 2"):
+        claim(place.desk(primary_key="name"))
+    place.run("UPDATE jobs SET name = NULL")
+    with pytest.raises(KeysDontMatch, match="of 1 it took 0"):
+        claim(place.desk(primary_key="name"))
+    assert sorted(row[0] for row in place.run("SELECT state FROM jobs")) == ["Done", "Pending"]
 
 
 # Schemas

@@ -53,6 +53,29 @@ def die(id):
     note(id)
     os._exit(3)
 
+def vanish(id):
+    note(id)
+    os._exit(0)
+
+def deaf(id):
+    import signal
+    note(id)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    time.sleep(60)
+
+def child(id):
+    import subprocess
+    subprocess.Popen(["sleep", "77"])
+    time.sleep(30)
+
+def children(id):
+    import multiprocessing
+    one = multiprocessing.get_context("fork").Process(target=time.sleep, args=(50,))
+    one.start()
+    one.terminate()
+    one.join(5)
+    assert one.exitcode == -15, one.exitcode
+
 def first_fails(id, attempt):
     note(id, attempt)
     if attempt == 1:

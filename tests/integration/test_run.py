@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import Work
 from servers import eventually, scheduler, spawn_scheduler
+from sqlalchemy import inspect
 
 USERS_LINE = (
     "--status-key state --ready-val Pending --max-concurrent-jobs 5 --tries 3 --delay 2.0 --backoff 2.0".split()
@@ -110,8 +111,6 @@ def test_dry_run_changes_nothing(work: Work) -> None:
     for part in ("SELECT", "ready rows: 30", "first keys: 1 2 3 4 5 6 7 8 9 10\n", "CREATE INDEX", "handlers:count"):
         assert part in shown.stdout
     assert work.states() == {"Pending": 30}
-    from sqlalchemy import inspect
-
     assert inspect(work.engine).get_table_names() == ["work"]
 
 

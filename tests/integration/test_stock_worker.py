@@ -64,7 +64,7 @@ def test_each_job_carries_a_retry_with_exactly_its_tries(lite: Work, redis_url: 
         eventually(lambda: lite.states() == {"Queued": 1})
         source = scheduler("source", env=lite.env, cwd=lite.folder).stdout.strip()
         queue = broker.queue_of(broker.connect(redis_url), source)
-        (job,) = eventually(lambda: queue.get_jobs())
+        (job,) = eventually(queue.get_jobs)
         assert job.retries_left == 3
         assert job.retry_intervals == [0.5, 1.0, 1.5]
         assert job.func_name == "nih_sched.runner.run"
