@@ -59,12 +59,12 @@ class Attempts:
             if len(claim_ids) == 1:
                 why = reason(error)
                 return self._desk.transact(lambda c: self._start_refused(c, claim_ids[0], why))
-        return [row for claim_id in claim_ids for row in self.start([claim_id], columns)]
+        return [row for claim_id in dict.fromkeys(claim_ids) for row in self.start([claim_id], columns)]
 
     def _start_refused(self, connection: Connection, claim_id: int, why: str) -> list[StartedRow]:
         # The attempt begins in the ledger alone, so that it can fail there, be counted, and end.
         head = self._heads(connection, [claim_id])
-        if not head or not self._mark(connection, [claim_id]):
+        if not head or (head[0].run != self._run and not self._mark(connection, [claim_id])):
             return []
         return [StartedRow(_claim(head[0]), {}, refused=f"the database refused to start the row: {why}")]
 

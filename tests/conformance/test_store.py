@@ -305,7 +305,7 @@ WHERES = [
     ("name LIKE 'n1%'", [1, 10]),
     ("name LIKE '%:%' -- the owner's remark", [2]),
     ("name = 'a:b%' OR name = 'n3'  -- 100% :sure", [2, 3]),
-    ("id = 4 OR id = 5", [4, 5]),
+    ("id = 4 OR id = 5 OR id = 11", [4, 5]),
     ("name = '%(x)s' OR name = '%s' OR name = '?'", [6, 7, 8]),
     ("name = 'it''s'", [9]),
     ("id IN (SELECT max(j.id) - 1 FROM jobs AS j)", [10]),
@@ -610,6 +610,7 @@ def test_a_row_that_the_database_will_not_start_fails_alone(place: Place) -> Non
     assert refused.startswith("the database refused to start the row: ")
     assert "\n" not in refused
     assert place.states() == {1: "Started", 2: "Queued", 3: "Started"}
+    assert len(start(desk, *claims, *claims, run="run")) == 3  # ids that stand twice in a tampered job
     assert finish(desk, claims[1], Outcome.FAILED, reason=refused) == [Fate(State.RETRYING, 1, 0.0)]
     second = next_attempt(desk, claims[1], "second")
     assert finish(desk, second, Outcome.FAILED, run="second") == [Fate(State.FAILED, 2)]

@@ -275,6 +275,7 @@ def test_no_alarm_is_left_over() -> None:
         assert signal.getsignal(signal.SIGALRM) is handler
 
 
+@pytest.mark.many  # coverage's tracer holds a lock of its own, and a timeout raised inside it blocks for ever
 def test_rows_at_the_edge_of_their_timeout_leave_no_alarm_either() -> None:
     handler = signal.getsignal(signal.SIGALRM)
     outcomes = set()

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nih_sched.errors import BadConfigFile, BadSetting
+from nih_sched import broker
+from nih_sched.dialects import connect
+from nih_sched.errors import BadConfigFile, BadSetting, NihError
 from nih_sched.settings import Settings, env_names, fields, load, option_name, usable_cores, value_type
 
 hypothesis_settings.register_profile(
@@ -344,6 +346,40 @@ def test_a_broken_files_content_is_not_shown(folder: Path, text: str) -> None:
     with pytest.raises(BadConfigFile) as caught:
         load({}, {})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:hunter2@127.0.0.1:1/db?password=hunter2",
+        "mysql://user:hunter2@127.0.0.1:1/db?ssl_key_password=hunter2",
+        "postgresql://user:hunter2@127.0.0.1:hunter2/db",
+        "oracle://user:hunter2@127.0.0.1/db",
+        "sqlite+no_such_driver://user:hunter2@/db",
+        "user:hunter2@127.0.0.1",
+    ],
+)
+def test_a_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(NihError) as caught:
+        connect(url)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hunter2@127.0.0.1:1/0?password=hunter2",
+        "rediss://:hunter2@127.0.0.1:1",
+        "http://:hunter2@h",
+        "redis://:hunter2@h:port",
+    ],
+)
+def test_a_redis_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(NihError) as caught:
+        broker.connect(url)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_settings_are_frozen() -> None:
