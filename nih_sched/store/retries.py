@@ -83,6 +83,7 @@ class Retries:
         statement = (
             update(self._attempts)
             .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None))
+            .where(or_(c.due_at.is_(None), c.due_at <= Now()))  # one that waits for its time goes on waiting
             .values(due_at=After(seconds))
         )
         self._desk.transact(lambda connection: connection.execute(statement), patience=FOREVER)

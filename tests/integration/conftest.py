@@ -53,6 +53,10 @@ def die(id):
     note(id)
     os._exit(3)
 
+def die_timed(id):
+    note(id, time.time())
+    os._exit(3)
+
 def vanish(id):
     note(id)
     os._exit(0)

@@ -31,6 +31,14 @@ def test_a_horse_that_leaves_without_a_word_has_crashed(lite: Work) -> None:
     assert lite.ran() == {"1": 2}
 
 
+def test_a_crashed_row_waits_for_its_retry_too(lite: Work) -> None:
+    lite.insert(1)
+    line = ("--job", "handlers:die_timed", *ONE[:-1], "1.5", "--tries", "1")
+    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 1
+    first, second = (float(noted.split()[1]) for noted in lite.ran())
+    assert second - first >= 1.5
+
+
 def test_a_horse_deaf_to_its_timeout_is_killed(lite: Work) -> None:
     lite.insert(1)
     line = ("--job", "handlers:deaf", *ONE, "--tries", "0", "--timeout", "0.5")
