@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Work, stock_worker
 from servers import eventually, run, scheduler, spawn_scheduler
 
-from nih_sched import broker
+from nih_sched import broker, runner, telemetry
+from nih_sched.cli import main
 
 BURST = ("--burst", "--max-concurrent-jobs", "2", "--delay", "0.1")
 
@@ -146,7 +148,9 @@ def test_a_worker_gives_back_what_it_doesnt_serve(lite: Work) -> None:
         ("", "No handler is set for table work"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_2(lite: Work, line: str, expected: str) -> None:
+def test_a_users_mistake_is_one_line_and_exit_2(
+    lite: Work, line: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     lite.sql("CREATE VIEW seen AS SELECT * FROM work")
     lite.sql("CREATE TABLE bare (state VARCHAR(20))")
     (lite.folder / "wants.py").write_text("def job(colour): ...\n")
@@ -154,12 +158,25 @@ def test_a_users_mistake_is_one_line_and_exit_2(lite: Work, line: str, expected:
     given = line.split() if "'" not in line and "{" not in line else line.split(" ", 1)
     if given and "--job" not in given and "--command" not in given and "--job-column" not in given:
         given += ["--job", "handlers:count"]
-    done = scheduler(*given, env=lite.env, cwd=lite.folder)
-    assert done.returncode == 2, done.stderr
-    error = done.stderr.strip().splitlines()[-1]
-    assert expected in error
-    assert "Traceback" not in done.stderr
-    assert "secret" not in done.stderr + done.stdout
+    # In this process: nothing is started when a mistake is refused, and there are many to try.
+    monkeypatch.setattr(sys, "argv", ["scheduler", *given])
+    monkeypatch.setattr(sys, "path", [str(lite.folder), *sys.path])
+    monkeypatch.chdir(lite.folder)
+    for name, value in lite.env.items():
+        monkeypatch.setenv(name, value)
+    for name in ("handlers", "wants", "broken"):
+        sys.modules.pop(name, None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        telemetry.unsubscribe_all()
+        runner.clear()
+    told = capsys.readouterr()
+    assert ended.value.code == 2, told.err
+    assert expected in told.err.strip().splitlines()[-1]
+    assert "Traceback" not in told.err
+    assert "secret" not in told.err + told.out
 
 
 def test_unknown_keys_in_the_config_file(lite: Work) -> None:
