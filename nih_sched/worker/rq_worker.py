@@ -170,9 +170,9 @@ class Worker(RQWorker):
         return bool(super().should_run_maintenance_tasks)
 
     @property
-    def dequeue_timeout(self) -> int:
+    def dequeue_timeout(self) -> float:  # type: ignore[override]  # RQ says int, and hands it to BLMOVE as it is
         """Seconds of waiting for a job, after which we look whether we were told to stop."""
-        return 1
+        return 0.3
 
     @property
     def told_to_stop(self) -> bool:
