@@ -133,11 +133,14 @@ class Producer:
             if self._desk.dialect.is_transient(error):
                 raise
             raise self._refused(error) from error
-        if self._claims.void:
+        if claims:
+            self._send_new(claims)
+        if self._claims.void:  # after the sending, which must not wait for it: what is void is refused anyway
             broker.withdraw(self._queue, self._claims.void)
             self._claims.void.clear()
-        if not claims:
-            return 0
+        return len(claims)
+
+    def _send_new(self, claims: list[Claim]) -> None:
         sends = [Send(c.rq_id, (c.id,), self._waits(c), self._desk.source.timeout) for c in claims]
         try:
             broker.send(self._queue, sends)
@@ -147,7 +150,6 @@ class Producer:
         if self._left is not None:
             self._left -= len(claims)
         telemetry.emit("claimed", count=len(claims))
-        return len(claims)
 
     def _waits(self, claim: Claim) -> tuple[float, ...]:
         return tuple(self._desk.source.backoff.intervals(claim.tries, random.random, spent=claim.failures))

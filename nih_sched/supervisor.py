@@ -63,7 +63,6 @@ class Supervisor:
         self._stops = 0  # whether to stop, for whatever reason
         self._asked = 0  # how often a signal asked us to
         self._heeded = 0
-        self._wake = clock.Bell()
         self._code = 0
 
     def run(self) -> int:
