@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +26,7 @@ from rq.serializers import JSONSerializer
 from rq.worker_registration import get_keys
 
 from nih_sched.errors import BadSetting, UnreachableRedis
+from nih_sched.model import Claim, Source
 
 T = TypeVar("T")
 
@@ -44,6 +47,12 @@ class Send:
     claim_ids: tuple[int, ...]
     intervals: tuple[float, ...]
     timeout: float
+
+
+def job_for(source: Source, claim: Claim, rq_id: str) -> Send:
+    """The job that carries one claim, with the waits of the tries that it has left."""
+    waits = source.backoff.intervals(claim.tries, random.random, spent=claim.failures)
+    return Send(rq_id, (claim.id,), tuple(waits), source.timeout)
 
 
 def new_rq_id() -> str:
@@ -76,6 +85,7 @@ def client(url: str) -> Redis:
         return Redis.from_url(
             url,
             socket_connect_timeout=5,
+            socket_timeout=10,  # a server that is frozen must not keep us from stopping
             **tcp,
             health_check_interval=30,
             retry=ConnectionRetry(ExponentialBackoff(cap=0.5, base=0.05), 2),
@@ -183,6 +193,15 @@ def standing(queue: Queue, rq_id: str) -> Standing:
     return known.get(status, Standing.GONE)
 
 
+def holder(queue: Queue, rq_id: str) -> str | None:
+    """The worker that has begun a job, as RQ sees it; None if none has, or the job is gone."""
+    try:
+        job = Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER)
+    except NoSuchJobError:
+        return None
+    return job.worker_name if job.get_status() == JobStatus.STARTED else None
+
+
 def withdraw(queue: Queue, rq_ids: Iterable[str]) -> None:
     """Take jobs whose claims are void out of the queue and out of Redis."""
     connection = queue.connection
@@ -192,6 +211,13 @@ def withdraw(queue: Queue, rq_ids: Iterable[str]) -> None:
             pipeline.zrem(_scheduled(queue).key, rq_id)
             pipeline.delete(Job.key_for(rq_id))
         pipeline.execute()
+
+
+def retire(queue: Queue, rq_id: str) -> None:
+    """Remove a job that died with its worker from wherever RQ still shows it; RQ would find out in some minutes."""
+    queue.intermediate_queue.remove(rq_id)
+    with contextlib.suppress(NoSuchJobError):
+        Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER).delete()
 
 
 def forget(queue: Queue) -> None:

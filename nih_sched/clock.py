@@ -17,6 +17,11 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+def boot() -> float:
+    """Seconds since this machine was started, those included for which it slept; no change of the date moves it."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS's MONOTONIC counts sleep
+
+
 class Bell:
     """A wait that anyone, a signal handler included, can end.
 

@@ -83,7 +83,11 @@ class BadLedger(NihError):
 
 
 class NewerLedger(BadLedger):
-    """Our tables in {address} have schema version {found}; this nih-sched knows up to {known}. Upgrade nih-sched."""
+    """Our tables in {address} have schema version {found}; this nih-sched has {known}. Upgrade nih-sched."""
+
+
+class OlderLedger(BadLedger):
+    """Our tables in {address} are of an older nih-sched, expected version {known}. Type: scheduler init"""
 
 
 class ClaimRefused(NihError):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -91,6 +91,8 @@ class Source:
     states: Mapping[State, Word]
     backoff: Backoff
     timeout: float
+    lease: float = 120.0  # seconds for which a worker that can't be seen is presumed alive
+    max_interruptions: int = 10  # in a row, then the row fails
 
     def to_json(self) -> str:
         """This source as kept in our table."""
@@ -102,6 +104,8 @@ class Source:
                 "states": {state.value: word for state, word in self.states.items()},
                 "backoff": [self.backoff.delay, self.backoff.backoff, self.backoff.max_delay, self.backoff.jitter],
                 "timeout": self.timeout,
+                "lease": self.lease,
+                "max_interruptions": self.max_interruptions,
             }
         )
 
@@ -117,6 +121,7 @@ class Source:
             states={State(state): word for state, word in facts["states"].items()},
             backoff=Backoff(*facts["backoff"]),
             timeout=facts["timeout"],
+            **{name: facts[name] for name in ("lease", "max_interruptions") if name in facts},  # not in older ones
         )
 
 
@@ -130,6 +135,17 @@ class Claim:
     attempt: int = 1
     failures: int = 0
     tries: int = 0
+    interruptions: int = 0  # how many interrupted attempts of the row came just before
+    first: int | None = None  # the claim from which the row was interrupted into this one
+    earlier: int = 0  # attempts since then, before this claim's
+
+    @property
+    def for_handler(self) -> tuple[int, int]:
+        """What a handler gets as claim_id and attempt.
+
+        The first stays the same however often the row is interrupted and claimed again; the second counts on.
+        """
+        return self.first or self.id, self.earlier + self.attempt
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,20 @@ class Ended:
     final: bool = False  # the handler raised Fail: whatever tries are left are not for this row
     postpone: float = 0.0  # for Outcome.POSTPONED: seconds until the next attempt
 
+    def to_json(self) -> str:
+        """What a horse tells its worker, in case that it dies before it has written it down."""
+        facts = {field.name: getattr(self, field.name) for field in fields(self)}
+        claim = {field.name: getattr(self.claim, field.name) for field in fields(self.claim)}
+        return json.dumps({**facts, "claim": {**claim, "key": encode_key(self.claim.key)}})
+
+    @classmethod
+    def from_json(cls, text: str) -> Ended:
+        """The inverse of to_json."""
+        facts = json.loads(text)
+        claim = facts.pop("claim")
+        outcome = Outcome(facts.pop("outcome"))
+        return cls(claim=Claim(**{**claim, "key": decode_key(claim["key"])}), outcome=outcome, **facts)
+
 
 @dataclass(frozen=True)
 class Fate:
@@ -163,6 +193,7 @@ class Fate:
     state: State
     failures: int
     delay: float | None = None  # None: the claim is over; else seconds until the claim's next attempt
+    interruptions: int = 0  # how many interrupted attempts in a row there have been now
 
     @property
     def claim_goes_on(self) -> bool:
@@ -170,8 +201,8 @@ class Fate:
         return self.delay is not None
 
 
-def decide(ended: Ended, backoff: Backoff, stretch: float = 0.0) -> Fate:
-    """The transition out of Started. The ledger's count of failures decides, never RQ's."""
+def decide(ended: Ended, source: Source, stretch: float = 0.0) -> Fate:
+    """The transition out of Started. The ledger's counts decide, never RQ's."""
     failures = ended.claim.failures
     match ended.outcome:
         case Outcome.DONE:
@@ -181,12 +212,16 @@ def decide(ended: Ended, backoff: Backoff, stretch: float = 0.0) -> Fate:
         case Outcome.POSTPONED:
             return Fate(State.RETRYING, failures, ended.postpone)
         case Outcome.INTERRUPTED | Outcome.LOST:
+            times = ended.claim.interruptions + 1
+            if times >= source.max_interruptions:
+                return Fate(State.FAILED, failures, interruptions=times)
             # Back to ready, unless tries were spent: a new claim would forget them.
-            return Fate(State.READY, failures) if failures == 0 else Fate(State.RETRYING, failures, 0.0)
+            delay = None if failures == 0 else 0.0
+            return Fate(State.READY if failures == 0 else State.RETRYING, failures, delay, times)
         case Outcome.FAILED | Outcome.TIMED_OUT | Outcome.CRASHED:
             if ended.final or failures >= ended.claim.tries:
                 return Fate(State.FAILED, failures + 1)
-            return Fate(State.RETRYING, failures + 1, backoff.interval(failures, stretch))
+            return Fate(State.RETRYING, failures + 1, source.backoff.interval(failures, stretch))
 
 
 def encode_key(key: Key) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from redis import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
-from nih_sched.broker import Send
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
 from nih_sched.errors import ClaimRefused, DatabaseRefused, NihError
@@ -27,7 +26,7 @@ BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 1.0  # seconds overdue after which a retry that RQ doesn't show any more is sent anew
 DUE_AT_ONCE = 500
-SEARCH_EVERY = 5.0  # seconds between searches for claims that nobody carries, and their least age
+RESCUE_EVERY = 1.0  # seconds between looks for what was lost
 OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
 
 
@@ -53,7 +52,6 @@ class Producer:
         self.looks = Looks(desk)
         self._left = settings.max_rows
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
-        self._next_search = clock.monotonic() + SEARCH_EVERY
         self._began = self.looks.now()
         register(desk)
 
@@ -63,7 +61,6 @@ class Producer:
         Raises:
             ClaimRefused: the database won't have a row in its queued state; nothing was claimed.
         """
-        self._find_uncarried()
         sent = self._send_due()
         room = max(self._settings.max_concurrent_jobs, broker.worker_count(self._queue)) * PREFETCH
         room -= broker.waiting(self._queue)
@@ -102,14 +99,22 @@ class Producer:
             with contextlib.suppress(*broker.OUTAGES):  # left there, the jobs are refused by their tokens
                 broker.patiently(lambda: broker.withdraw(self._queue, void))
 
-    def loop(self, stop: clock.Bell) -> dict[str, int] | None:
-        """Tick until told to stop (None) or until the end of --burst or --max-rows (the outcomes' counts)."""
+    def loop(self, stop: clock.Bell, rescue: Callable[[], None]) -> dict[str, int] | None:
+        """Tick until told to stop (None) or until the end of --burst or --max-rows (the outcomes' counts).
+
+        Args:
+            stop: rung when it is time to stop.
+            rescue: called about once a second at least, and before each tick.
+        """
+        next_tick = clock.monotonic()
         while not stop.rung:
             try:
-                tick = self.tick()
-                if self.is_over(tick):
-                    return self.ended()
-                pause = self.pause_after(tick)
+                rescue()
+                if clock.monotonic() >= next_tick:
+                    tick = self.tick()
+                    if self.is_over(tick):
+                        return self.ended()
+                    next_tick = clock.monotonic() + self.pause_after(tick)
             except broker.OUTAGES as error:
                 self._lost("redis", str(error))
                 stop.wait(OUTAGE_WAIT)
@@ -118,12 +123,13 @@ class Producer:
                 if not self._desk.dialect.is_transient(error):
                     raise
                 self._lost("database", reason(error))
+                self._desk.dialect.forget_connections(self._desk.engine)
                 stop.wait(OUTAGE_WAIT)
                 continue
             for server in sorted(self._away):
                 telemetry.emit(f"{server}_back")
             self._away.clear()
-            stop.wait(pause)
+            stop.wait(min(next_tick - clock.monotonic(), RESCUE_EVERY))
         return None
 
     def _claim(self, room: int) -> int:
@@ -141,9 +147,8 @@ class Producer:
         return len(claims)
 
     def _send_new(self, claims: list[Claim]) -> None:
-        sends = [Send(c.rq_id, (c.id,), self._waits(c), self._desk.source.timeout) for c in claims]
         try:
-            broker.send(self._queue, sends)
+            broker.send(self._queue, [broker.job_for(self._desk.source, claim, claim.rq_id) for claim in claims])
         except broker.OUTAGES:
             self._claims.give_back([claim.id for claim in claims])  # what did arrive is refused by its token
             raise
@@ -151,18 +156,16 @@ class Producer:
             self._left -= len(claims)
         telemetry.emit("claimed", count=len(claims))
 
-    def _waits(self, claim: Claim) -> tuple[float, ...]:
-        return tuple(self._desk.source.backoff.intervals(claim.tries, random.random, spent=claim.failures))
-
     def _send_due(self) -> int:
         sent = 0
         for due in self._retries.due(DUE_AT_ONCE):
-            if broker.promote(self._queue, due.rq_id):
-                sent += self._retries.take(due, due.rq_id)
+            rq_id = due.claim.rq_id
+            if broker.promote(self._queue, rq_id):
+                sent += self._retries.take(due, rq_id)
                 continue
-            stands = broker.standing(self._queue, due.rq_id)
+            stands = broker.standing(self._queue, rq_id)
             if stands is broker.Standing.QUEUED:
-                self._retries.take(due, due.rq_id)  # RQ has sent it by itself, as it does without a wait
+                self._retries.take(due, rq_id)  # RQ has sent it by itself, as it does without a wait
             elif stands is broker.Standing.GONE or due.overdue >= UNCARRIED_AFTER:
                 sent += self._send_anew(due)
         if sent:
@@ -173,25 +176,12 @@ class Producer:
         rq_id = broker.new_rq_id()
         if not self._retries.take(due, rq_id):
             return False
-        waits = self._desk.source.backoff.intervals(due.tries, random.random, spent=due.failures)
         try:
-            broker.send(self._queue, [Send(rq_id, (due.claim_id,), tuple(waits), self._desk.source.timeout)])
+            broker.send(self._queue, [broker.job_for(self._desk.source, due.claim, rq_id)])
         except broker.OUTAGES:
-            self._retries.put_off([due.claim_id], 0.0)
+            self._retries.put_off([due.claim.id], 0.0)
             raise
         return True
-
-    def _find_uncarried(self) -> None:
-        """Have claims sent again that wait for a worker, but whose RQ job waits nowhere."""
-        if clock.monotonic() < self._next_search:
-            return
-        self._next_search = clock.monotonic() + SEARCH_EVERY
-        queued = broker.queued_ids(self._queue)
-        for claim_id, rq_id in self._retries.unstarted(SEARCH_EVERY):
-            carried = (broker.Standing.QUEUED, broker.Standing.BUSY)
-            if rq_id not in queued and broker.standing(self._queue, rq_id) not in carried:
-                broker.withdraw(self._queue, [rq_id])
-                self._retries.put_off([claim_id], 0.0)
 
     def _lost(self, server: str, why: str) -> None:
         if server not in self._away:

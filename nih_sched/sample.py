@@ -63,7 +63,7 @@ def is_sample(engine: Engine, ledger: Ledger, full_name: str, columns: tuple[str
     if not {"seconds", "fails", "name"} <= set(columns) or len(columns) != len(_COLUMNS):
         return False
     query = select(ledger.meta.c.value).where(ledger.meta.c.name == _mark_name(full_name))
-    with dialect_of(engine).read_engine(engine).connect() as connection:
+    with dialect_of(engine).reading(engine) as connection:
         return connection.execute(query).scalar() == _MARK
 
 

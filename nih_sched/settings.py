@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import tomllib
@@ -127,6 +128,15 @@ class Settings:
         None, "A function to call in each horse before its first row.", metavar="MODULE:FUNCTION", shown=""
     )
     timeout: float = _option(3600.0, "Seconds that one attempt of a row may take.", low=1e-3, high=YEAR)
+    lease: float = _option(
+        120.0,
+        "Seconds for which a worker that can't be seen is presumed alive; then its rows move again.",
+        low=2,
+        high=86400,
+    )
+    max_interruptions: int = _option(
+        10, "A row that is interrupted so many times in a row fails.", low=1, high=1_000_000
+    )
     grace: float = _option(25.0, "Seconds that running rows get to end when we are told to stop.", low=0, high=86400)
     poll_interval: float = _option(
         0.5, "Seconds between looks at an idle table; shorter while rows run.", low=0.01, high=3600
@@ -176,6 +186,7 @@ class Settings:
         return self.origins.get(name, "default")
 
 
+@functools.cache
 def fields() -> dict[str, dataclasses.Field[Any]]:
     """The settings by name, in the order in which help shows them."""
     return {f.name: f for f in dataclasses.fields(Settings) if f.metadata}
@@ -191,9 +202,14 @@ def env_names(name: str) -> tuple[str, ...]:
     return (f"NIH_SCHED_{name.upper()}", *fields()[name].metadata["env"])
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Settings)
+
+
 def value_type(name: str) -> type:
     """The plain type of a field, without its None."""
-    hint = get_type_hints(Settings)[name]
+    hint = _hints()[name]
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     kind: type = get_origin(hint) or hint

@@ -14,16 +14,20 @@ from typing import Any, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import broker, clock, embedded, runner, telemetry, worker
+from nih_sched import broker, clock, embedded, host, keeper, runner, telemetry, worker
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
 from nih_sched.dialects.connect import parse, sqlite_path
 from nih_sched.errors import NihError, UsageError
+from nih_sched.keeper import Slot
 from nih_sched.producer import Producer
+from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings, fields, option_name
 from nih_sched.store import Desk, Looks, open_desk
 
 KILL_SLACK = 6.0  # seconds beyond the grace after which a child that didn't stop is killed
+KEEPER_SLACK = 5.0  # seconds for which the keeper may go on writing down deaths after everyone else has ended
+BURIAL = 5.0  # seconds for which a worker's successor waits until the keeper has buried it
 MIN_LIFE = 5.0  # seconds that a child should live; one that dies younger is started again only after a pause
 FINISHED = (0, 1, 2)  # exit codes with which a producer means to end
 
@@ -35,6 +39,7 @@ class Child:
     role: str
     pid: int
     born: float
+    slot: Slot | None = None
     not_before: float = 0.0
 
 
@@ -60,6 +65,7 @@ class Supervisor:
         self._redis_url = redis_url
         self._view = view
         self._children: list[Child] = []
+        self._slots = keeper.Slots(settings.max_concurrent_jobs)
         self._stops = 0  # whether to stop, for whatever reason
         self._asked = 0  # how often a signal asked us to
         self._heeded = 0
@@ -69,9 +75,10 @@ class Supervisor:
         """Keep the tree up until it is told to stop or its producer has finished; return the exit code."""
         before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGINT, *worker.WARM)}
         try:
+            self._start("keeper")
             self._start("producer")
-            for _ in range(self._settings.max_concurrent_jobs):
-                self._start("worker")
+            for slot in self._slots.slots:
+                self._start("worker", slot)
             while not self._stops:
                 self._reap(restart=True)
                 self._look()
@@ -100,8 +107,12 @@ class Supervisor:
                 telemetry.emit("stopping_now")
                 self._signal(worker.STOP_NOW)
 
-    def _start(self, role: str) -> None:
+    def _start(self, role: str, slot: Slot | None = None) -> None:
         _flush()
+        if role == "keeper":
+            pid = keeper.start(self._slots, self._settings, patrol=True)
+            self._children.append(Child(role, pid, clock.monotonic()))
+            return
         parent = os.getpid()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *worker.WARM, worker.STOP_NOW})
         pid = os.fork()
@@ -116,7 +127,7 @@ class Supervisor:
                     if os.isatty(1):
                         os.dup2(self._view.sink, 1)  # what handlers print stands above the view, not in it
                     os.dup2(self._view.sink, 2)
-                code = self._be(role, parent)
+                code = self._be(role, parent, slot)
             except NihError as error:
                 sys.stderr.write(f"Error: {error}\n")
                 code = error.exit_code
@@ -130,19 +141,21 @@ class Supervisor:
                 _flush()
                 os._exit(code)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self._children.append(Child(role, pid, clock.monotonic()))
+        self._children.append(Child(role, pid, clock.monotonic(), slot))
 
-    def _be(self, role: str, parent: int) -> int:
+    def _be(self, role: str, parent: int, slot: Slot | None) -> int:
         if role == "worker":
-            return worker.work(self._settings, self._redis_url, parent=parent)
+            return worker.work(self._settings, self._redis_url, parent=parent, slot=slot)
         return produce(self._settings, self._redis_url, parent=parent)
 
     def _reap(self, *, restart: bool) -> None:
         for child in list(self._children):
             if child.pid == 0:
-                if restart and clock.monotonic() >= child.not_before:
+                waited = clock.monotonic() - child.not_before
+                # The keeper first buries the worker before: the slot says what that one left running.
+                if restart and waited >= (BURIAL if child.slot and child.slot.worker else 0.0):
                     self._children.remove(child)
-                    self._start(child.role)
+                    self._start(child.role, child.slot)
                 continue
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if not pid:
@@ -165,9 +178,9 @@ class Supervisor:
         if self._view:
             self._view.look()
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int, *roles: str) -> None:
         for child in self._children:
-            if child.pid:
+            if child.pid and (not roles or child.role in roles):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 
@@ -175,12 +188,18 @@ class Supervisor:
         self._children = [child for child in self._children if child.pid]
         self._signal(signal.SIGTERM)
         deadline = clock.monotonic() + self._settings.grace + KILL_SLACK
+        keeper_until = 0.0
         while self._children:
             self._heed()
             self._reap(restart=False)
             self._look()
             if clock.monotonic() > deadline:
-                self._signal(signal.SIGKILL)
+                self._signal(signal.SIGKILL, "producer", "worker")
+            if all(child.role == "keeper" for child in self._children):
+                self._slots.close()
+                keeper_until = keeper_until or clock.monotonic() + KEEPER_SLACK
+                if clock.monotonic() > keeper_until:
+                    self._signal(signal.SIGKILL)
             time.sleep(0.02)
 
 
@@ -219,6 +238,7 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
         redis_url: the Redis to send to.
         parent: the supervisor's pid, whose death ends this producer too.
     """
+    host.name_process("sched-producer")
     stop = clock.Bell()
     for number in (*worker.WARM, worker.STOP_NOW):
         signal.signal(number, lambda signum, frame: stop.ring())
@@ -234,9 +254,11 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
     if parent is None:
         telemetry.emit("run_started", summary=summary(settings, desk, "of the workers", redis_url))
     producer = Producer(settings, desk, connection)
+    reconciler = Reconciler(desk, connection, producer.name)
     try:
-        ended = producer.loop(stop)
+        ended = producer.loop(stop, reconciler.tick)
     finally:
+        reconciler.close()
         producer.stop()
         desk.close()
     if ended is None:

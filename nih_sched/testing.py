@@ -36,11 +36,13 @@ def drain(engine: Engine, table: str, handler: Callable[..., Any], **settings: A
         NihError: what the scheduler would refuse, too.
     """
     chosen = Settings(**{"table": table, "delay": 0.0, "max_concurrent_jobs": 1, "burst": True, **settings})
-    logging.getLogger("rq.worker").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("rq.worker")
+    level = logger.level
     desk: Desk = desk_on(engine, chosen)
     name = getattr(handler, "__qualname__", repr(handler))
     runner.prepare(chosen, desk, function_handler(name, handler, desk.rows.columns), owns_process=False)
     redis = fakeredis.FakeStrictRedis()
+    logger.setLevel(logging.CRITICAL)
     try:
         producer = Producer(chosen, desk, redis)
         while True:
@@ -51,4 +53,5 @@ def drain(engine: Engine, table: str, handler: Callable[..., Any], **settings: A
             if not tick.claimed and not tick.sent:
                 time.sleep(0.005)
     finally:
+        logger.setLevel(level)
         runner.clear()

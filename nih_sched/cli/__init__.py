@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -48,6 +49,8 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on standard error, never a traceback."""
     from nih_sched.cli import add, run, tables  # noqa: PLC0415, F401 - they hang their commands on `cli`
 
+    # A connection that is lost while it is given back is no news: whoever needed it says so.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         code = cli.main(prog_name="scheduler", standalone_mode=False)
     except click.exceptions.Abort:

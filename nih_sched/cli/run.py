@@ -10,7 +10,6 @@ import click
 from nih_sched import broker, runner, supervisor, worker
 from nih_sched.cli import cli, listen
 from nih_sched.cli.options import COMMON, DASHBOARD, RUN, TABLE, settings_options
-from nih_sched.cli.view import LiveView
 from nih_sched.model import State, show_key
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Looks, open_desk
@@ -87,7 +86,7 @@ def dry_run(settings: Settings) -> int:
         handler = runner.handler_for(settings, desk).name if chosen else "(not set)"
         claims = Claims(desk, "dry run", settings.tries)
         query = claims.select_ready(1000)
-        locked = desk.dialect.lock_ready(query, desk.rows.table)
+        locked = desk.dialect.lock(query, desk.rows.table, skip_locked=True)
         shown, plain = (
             str(one.compile(desk.engine, compile_kwargs={"literal_binds": True})).replace("%%", "%")
             for one in (locked, query)
@@ -108,4 +107,6 @@ def dry_run(settings: Settings) -> int:
 def _view_for(settings: Settings) -> Callable[[Desk], View] | None:
     if settings.quiet or settings.log_format != "text" or not sys.stderr.isatty():
         return None
+    from nih_sched.cli.view import LiveView  # noqa: PLC0415 - rich is for terminals alone, and slow to import
+
     return LiveView

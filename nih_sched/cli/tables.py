@@ -1,13 +1,12 @@
-"""scheduler init, uninstall, status."""
+"""scheduler init, uninstall, status, doctor."""
 
 from __future__ import annotations
 
 import sys
 
 import click
-from rich.console import Console
-from rich.table import Table as RichTable
 from sqlalchemy import text
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import broker, ledger, sample, telemetry
@@ -15,6 +14,7 @@ from nih_sched.cli import cli, listen
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect, dialect_of
 from nih_sched.dialects.base import reason
+from nih_sched.doctor import Finding, findings
 from nih_sched.errors import DatabaseRefused, NoSuchTable, UnreachableRedis, UsageError
 from nih_sched.model import State, decode_key, show_key
 from nih_sched.settings import Settings
@@ -34,10 +34,12 @@ def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: b
     engine = connect(settings.database_url, create=True)
     own = ledger.tables(settings.ledger_schema)
     if print_sql:
-        click.echo(";\n\n".join(ledger.ddl(engine, own)) + ";")
+        statements = ledger.ddl(engine, own)
+        click.echo("".join(f"{one};\n\n" for one in statements).rstrip() or "-- Our tables are there and up to date.")
         return
-    made = ledger.ensure(engine, own)
-    click.echo(f"{'Made' if made else 'Found'} our tables nih_sched_* in {address(engine.url)}.")
+    there = ledger.exists(engine, own, of=own.attempts)
+    done = "Found" if not ledger.ensure(engine, own) else "Upgraded" if there else "Made"
+    click.echo(f"{done} our tables nih_sched_* in {address(engine.url)}.")
     if with_sample:
         table = sample.sample_table(settings.table, settings.ready_val, settings.status_key)
         full_name = _full_name(engine, settings.table)
@@ -96,6 +98,9 @@ def uninstall(settings: Settings, yes: bool) -> None:
 @settings_options(TABLE)
 def status(settings: Settings) -> None:
     """Print how many rows there are in each state, and the newest failures with their reasons."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and for this command alone
+    from rich.table import Table as RichTable  # noqa: PLC0415
+
     desk = open_desk(settings, create_ledger=False)
     looks = Looks(desk)
     console = Console(highlight=False, markup=False)  # the table's words are not ours
@@ -110,7 +115,10 @@ def status(settings: Settings) -> None:
         table.add_row("(not ours)", telemetry.one_line(str(word)), str(count))
     console.print(f"{address(settings.database_url)} · {desk.rows.name} · source {desk.source.name}", soft_wrap=True)
     console.print(table)
-    if ledger.exists(desk.engine, desk.ledger) and (failures := looks.last_failures(10)):
+    made = ledger.exists(desk.engine, desk.ledger)
+    for finding in findings(desk) if made else []:
+        console.print(telemetry.one_line(f"{finding.what}. See: scheduler doctor"), soft_wrap=True)
+    if made and (failures := looks.last_failures(10)):
         shown = RichTable("failed row", "attempts", "how", "reason")
         shown.columns[0].overflow = "fold"  # a key that is cut off names no row
         for row in failures:
@@ -119,6 +127,38 @@ def status(settings: Settings) -> None:
             shown.add_row(key, str(row.attempt), row.outcome, telemetry.one_line(first))
         console.print(shown, markup=False)
     desk.close()
+
+
+@cli.command()
+@settings_options(TABLE)
+@click.option("--fix", is_flag=True, help="Put right what was found.")
+def doctor(settings: Settings, fix: bool) -> int:
+    """Look for what is wrong: what it is, why it matters, what to type. Exit 1 if anything was found and not fixed."""
+    desk = open_desk(settings, create_ledger=False)
+    try:
+        if not ledger.exists(desk.engine, desk.ledger):
+            raise UsageError(
+                reason=f"There are no tables nih_sched_* in {address(desk.engine.url)}. Type: scheduler init"
+            )
+        found = findings(desk)
+        for finding in found:
+            click.echo(f"{telemetry.one_line(finding.what)}.\n  {finding.why}\n  {finding.remedy}")
+            if fix:
+                click.echo(f"  {_fixed(finding, desk.engine.url)}")
+        if not found:
+            click.echo("Nothing is wrong.")
+    finally:
+        desk.close()
+    return 1 if found and not fix else 0
+
+
+def _fixed(finding: Finding, url: URL) -> str:
+    try:
+        return finding.fix()
+    except SQLAlchemyError as error:
+        raise DatabaseRefused(
+            address=address(url), what="the fix; nothing was changed", reason=reason(error)
+        ) from error
 
 
 def _full_name(engine: object, name: str) -> str:

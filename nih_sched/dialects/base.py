@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column, Connection, Engine, Select, Table, and_, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateIndex, Index
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
@@ -32,17 +34,34 @@ class Dialect:
     def prepare(self, engine: Engine) -> None:
         """What the database as a whole needs once, when our tables are made."""
 
-    def read_engine(self, engine: Engine) -> Engine:
-        """The same engine for reading without a transaction."""
-        return engine.execution_options(isolation_level="AUTOCOMMIT")
+    def wait_briefly(self, connection: Connection) -> None:
+        """Have this transaction give up soon on a table or row that others have locked."""
 
-    def lock_ready(self, query: Select[Any], table: Table) -> Select[Any]:
-        """Lock the rows that `query` finds, passing over those that others have locked."""
-        return query.with_for_update(skip_locked=True, of=table)
+    @contextlib.contextmanager
+    def reading(self, engine: Engine) -> Iterator[Connection]:
+        """A connection for reading without a transaction.
 
-    def lock(self, query: Select[Any], table: Table) -> Select[Any]:
-        """Lock the rows that `query` finds, waiting for those that others have locked."""
-        return query.with_for_update(of=table)
+        Raises:
+            DBAPIError: also where SQLAlchemy lets the driver's own error through, as it does when a connection is lost
+                just before it goes back to its pool.
+        """
+        try:
+            with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                yield connection
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise OperationalError(None, None, error, connection_invalidated=True) from error
+
+    def forget_connections(self, engine: Engine) -> None:
+        """Have the next statement run on a connection that was made anew: one may be sick in a way that only it knows.
+
+        After a failover the old ones stay read-only for ever; and user code may have closed their files.
+        """
+        if not isinstance(engine.pool, StaticPool):  # an SQLite database in memory is its connection
+            engine.dispose()
+
+    def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
+        """Lock the rows that `query` finds, waiting for those that others have locked, or passing over them."""
+        return query.with_for_update(of=table, skip_locked=skip_locked)
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """The column holds exactly `word`, whatever its collation thinks is equal.
@@ -88,6 +107,10 @@ class Dialect:
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Whether the driver alone failed, at turning a value into Python; the transaction goes on."""
         return False
+
+    def is_refusal(self, error: DBAPIError) -> bool:
+        """Whether the database itself refused a statement, in words of its own: no driver failed, nothing broke."""
+        raise NotImplementedError
 
     def code_is_transient(self, error: DBAPIError) -> bool:
         """is_transient, by the driver's own error code."""

@@ -62,7 +62,7 @@ def connect(url: str, *, create: bool = False) -> Engine:
     except (NoSuchModuleError, ModuleNotFoundError):
         raise MissingDriver(scheme=parsed.drivername, extra=extra or "dev") from None
     try:
-        with dialect.read_engine(engine).connect():
+        with dialect.reading(engine):
             pass
     except SQLAlchemyError as error:
         engine.dispose()

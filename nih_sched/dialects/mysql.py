@@ -27,30 +27,14 @@ from sqlalchemy.sql.expression import literal, literal_column
 from nih_sched.dialects.base import Dialect, by_open_key
 from nih_sched.model import Word
 
-# https://mariadb.com/kb/en/mariadb-error-codes/: too many connections, shutdown, lock wait, deadlock, read-only,
-# lost connections, record changed since read
+# https://mariadb.com/kb/en/mariadb-error-codes/
 TRANSIENT_CODES = frozenset(
     {
-        1020,
-        1040,
-        1053,
-        1077,
-        1158,
-        1159,
-        1160,
-        1161,
-        1205,
-        1213,
-        1290,
-        1792,
-        1836,
-        1927,
-        2002,
-        2003,
-        2006,
-        2013,
-        2055,
-        4031,
+        *(3, 1021, 1026, 1030, 1114, 1135),  # disk or memory full
+        *(1040, 1203, 1226),  # too many connections
+        *(1053, 1077, 1158, 1159, 1160, 1161, 1927, 2002, 2003, 2006, 2013, 2055, 4031),  # shutdown, lost connections
+        *(1020, 1180, 1205, 1213, 1317, 1969),  # record changed, failed commit, lock wait, deadlock, query killed
+        *(1047, 1290, 1792, 1836),  # Galera not ready, read-only
     }
 )
 
@@ -73,13 +57,13 @@ class MySQL(Dialect):
             connect_args={"connect_timeout": 10},
         )
 
-    def lock_ready(self, query: Any, table: Table) -> Any:
-        """MariaDB knows no OF."""
-        return query.with_for_update(skip_locked=True)
+    def wait_briefly(self, connection: Connection) -> None:
+        """For the session, as there is nothing shorter; who retries anyway doesn't mind."""
+        connection.exec_driver_sql("SET SESSION lock_wait_timeout = 2, innodb_lock_wait_timeout = 2")
 
-    def lock(self, query: Any, table: Table) -> Any:
+    def lock(self, query: Any, table: Table, *, skip_locked: bool = False) -> Any:
         """MariaDB knows no OF."""
-        return query.with_for_update()
+        return query.with_for_update(skip_locked=skip_locked)
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """The default collations take `pending` for `Pending`: compare bytes too, after the index has done its part."""
@@ -108,7 +92,16 @@ class MySQL(Dialect):
         """For showing SQL."""
         return mysql.dialect(paramstyle="named")
 
+    def is_refusal(self, error: DBAPIError) -> bool:
+        """The server's errors have numbers outside of the client's range, 2000 to 2999."""
+        code = _code(error)
+        return isinstance(code, int) and code != 0 and not 2000 <= code < 3000
+
     def code_is_transient(self, error: DBAPIError) -> bool:
         """By the server's error number."""
-        code = error.orig.args[0] if error.orig is not None and error.orig.args else None
+        code = _code(error)
         return code in TRANSIENT_CODES or code == 0
+
+
+def _code(error: DBAPIError) -> Any:
+    return error.orig.args[0] if error.orig is not None and error.orig.args else None

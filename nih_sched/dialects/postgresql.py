@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, String, Table, and_, cast, create_engine
+from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, cast, create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
@@ -19,6 +19,18 @@ from nih_sched.model import Word
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection, resources, rollback, lock, operator
 TRANSIENT_CLASSES = ("08", "40", "53", "57")
 TRANSIENT_CODES = frozenset({"55P03", "25006", "55006"})
+
+
+# What the address doesn't say itself. A server that vanished without a word is noticed within half a minute.
+DEFAULTS: dict[str, Any] = {
+    "application_name": "nih-sched",
+    "connect_timeout": 10,
+    "prepare_threshold": None,  # PgBouncer in transaction mode knows none of ours on the next connection
+    "tcp_user_timeout": 30_000,  # milliseconds
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 
 
 class PostgreSQL(Dialect):
@@ -35,9 +47,16 @@ class PostgreSQL(Dialect):
             pool_size=1,
             max_overflow=2,
             pool_pre_ping=True,
-            # PgBouncer in transaction mode knows no prepared statements of ours on the next connection.
-            connect_args={"application_name": "nih-sched", "connect_timeout": 10, "prepare_threshold": None},
+            connect_args={name: value for name, value in DEFAULTS.items() if name not in url.query},
         )
+
+    def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
+        """FOR NO KEY UPDATE: rows of other tables may go on referring to it meanwhile."""
+        return query.with_for_update(of=table, skip_locked=skip_locked, key_share=True)
+
+    def wait_briefly(self, connection: Connection) -> None:
+        """For this transaction alone."""
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """Citext and nondeterministic collations take other words for equal; ordinary columns don't."""
@@ -69,6 +88,10 @@ class PostgreSQL(Dialect):
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Dates beyond Python's, such as infinity; what the server refuses has an SQLSTATE."""
         return isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) is None
+
+    def is_refusal(self, error: DBAPIError) -> bool:
+        """The server's errors have an SQLSTATE."""
+        return getattr(error.orig, "sqlstate", None) is not None
 
     def code_is_transient(self, error: DBAPIError) -> bool:
         """By SQLSTATE; an operational error without one is a failed connection."""

@@ -59,7 +59,7 @@ class SQLite(Dialect):
 
         Where it can't be had, on some network disks, the rollback journal does: slower, and as safe.
         """
-        with self.read_engine(engine).connect() as connection:
+        with self.reading(engine) as connection:
             if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "delete":
                 return
             for turn in range(5):
@@ -70,11 +70,7 @@ class SQLite(Dialect):
                 else:
                     return
 
-    def lock_ready(self, query: Select[Any], table: Table) -> Select[Any]:
-        """The write lock is held already."""
-        return query
-
-    def lock(self, query: Select[Any], table: Table) -> Select[Any]:
+    def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """The write lock is held already."""
         return query
 
@@ -113,6 +109,10 @@ class SQLite(Dialect):
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Text that isn't UTF-8; what SQLite itself refuses has a code."""
         return getattr(error.orig, "sqlite_errorcode", None) is None
+
+    def is_refusal(self, error: DBAPIError) -> bool:
+        """What SQLite itself says has a code; only a file that isn't its own any more looks like a locked one."""
+        return getattr(error.orig, "sqlite_errorcode", None) is not None
 
     def code_is_transient(self, error: DBAPIError) -> bool:
         """Busy, locked, full and I/O errors pass; a missing table doesn't.

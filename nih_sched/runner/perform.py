@@ -12,10 +12,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nih_sched.errors import Fail, RetryLater, RowInterrupted, RowTimeout
-from nih_sched.model import Ended, Outcome, StartedRow
+from nih_sched.model import Ended, Outcome, StartedRow, clean_text
 from nih_sched.runner.command import CommandFailed
 
 Call = Callable[[Mapping[str, Any], int, int], Any]
@@ -28,21 +29,44 @@ _all_told = False  # SIGTERM or Ctrl-C reached this horse: it was sent to everyo
 
 
 class Hand:
-    """Tells the worker whether its horse is inside user code, and since when it should be out of it.
+    """Tells the worker whether its horse is inside user code, until when, and what came of it.
 
     Memory that both share: a horse killed or stuck in C code can't say anything any more.
     """
 
+    ROOM = 2 * 2**20  # bytes for an outcome: its texts are cut to 64 KB each, escaped at most six times as long
+
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 8)
+        self._memory = mmap.mmap(-1, 16 + self.ROOM)
 
     def take(self, seconds: float) -> None:
         """In the horse: user code begins, and has so many seconds."""
-        self._memory[:] = struct.pack("d", time.monotonic() + seconds)
+        struct.pack_into("d", self._memory, 0, time.monotonic() + seconds)
 
     def empty(self) -> None:
         """In the horse: user code has returned."""
-        self._memory[:] = struct.pack("d", 0.0)
+        struct.pack_into("d", self._memory, 0, 0.0)
+
+    def tell(self, run: str, ended: Ended) -> None:
+        """In the horse: how the row ended, before that is written: it is kept even if we die."""
+        reason, trace, result = (clean_text(text) for text in (ended.reason, ended.traceback, ended.result))
+        text = json.dumps([run, replace(ended, reason=reason, traceback=trace, result=result).to_json()]).encode()
+        if len(text) <= self.ROOM:
+            self._memory[16 : 16 + len(text)] = text
+            struct.pack_into("q", self._memory, 8, len(text))
+
+    def forget(self) -> None:
+        """In the horse: what was told is written down. In the worker: before each fork."""
+        struct.pack_into("q", self._memory, 8, 0)
+
+    @property
+    def told(self) -> tuple[str, Ended] | None:
+        """In the worker: the run and the outcome that a dead horse didn't get to write down."""
+        (length,) = struct.unpack_from("q", self._memory, 8)
+        if not length:
+            return None
+        run, text = json.loads(self._memory[16 : 16 + length])
+        return run, Ended.from_json(text)
 
     @property
     def busy(self) -> bool:
@@ -55,7 +79,7 @@ class Hand:
 
     @property
     def _until(self) -> float:
-        until: float = struct.unpack("d", self._memory[:])[0]
+        until: float = struct.unpack_from("d", self._memory, 0)[0]
         return until
 
 
@@ -88,17 +112,26 @@ def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
     if row.unreadable:
         return ended(Outcome.FAILED, reason=row.unreadable, final=True)
     try:
+        # Their texts, too, are user code: what it returns or raises is looked at within its time.
         with _in_hand(timeout), _interrupts(), _deadline(timeout):
-            result = handler(row.values, row.claim.id, row.claim.attempt)
-        return ended(Outcome.DONE, result=_as_text(result))
+            return _attempt(row, handler, ended)
     except RowInterrupted:
         return ended(Outcome.INTERRUPTED, reason="its worker was told to stop")
-    except RowTimeout:
-        return ended(Outcome.TIMED_OUT, reason=f"ran longer than its timeout of {timeout:g} s", traceback=_trace())
+    except RowTimeout as error:
+        # By hand: to format an exception is to ask those before it for their texts, which may never come.
+        trace = f"Traceback (most recent call last):\n{''.join(traceback.format_tb(error.__traceback__))}RowTimeout\n"
+        return ended(Outcome.TIMED_OUT, reason=f"ran longer than its timeout of {timeout:g} s", traceback=trace)
+
+
+def _attempt(row: StartedRow, handler: Call, ended: Callable[..., Ended]) -> Ended:
+    try:
+        return ended(Outcome.DONE, result=_as_text(handler(row.values, *row.claim.for_handler)))
+    except (RowInterrupted, RowTimeout):
+        raise
     except RetryLater as asked:
         try:
             later = RetryLater(asked.seconds)
-        except (AttributeError, TypeError, ValueError) as error:  # a subclass that went round our __init__
+        except Exception as error:  # user code: a subclass that went round our __init__
             return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
         return ended(Outcome.POSTPONED, reason=str(later), postpone=later.seconds)
     except Fail as error:
@@ -222,20 +255,33 @@ def _as_text(result: Any) -> str | None:
         return None
     try:
         return json.dumps(result, default=str, ensure_ascii=False)
+    except (RowInterrupted, RowTimeout):
+        raise
     except Exception as error:  # user data: any error, from any __str__
-        return json.dumps(f"a {type(result).__name__} that can't be kept ({type(error).__name__})")
+        return json.dumps(f"a {_name(result)} that can't be kept ({_name(error)})")
 
 
 def _say(error: BaseException) -> str:
     try:
         text = str(error)
+    except (RowInterrupted, RowTimeout):
+        raise
     except BaseException:  # user code: an exception whose own str() raises, whatever it likes
         text = "(its text can't be read)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{_name(error)}: {text}" if text else _name(error)
+
+
+def _name(thing: Any) -> str:
+    try:
+        return str(type.__getattribute__(type(thing), "__name__"))
+    except Exception:  # user code: a class that hides its name
+        return "nameless"
 
 
 def _trace() -> str:
     try:
         return traceback.format_exc()
-    except Exception as error:  # user code again: __str__, __repr__, source files gone
-        return f"(the traceback can't be formatted: {type(error).__name__})"
+    except (RowInterrupted, RowTimeout):
+        raise
+    except BaseException as error:  # user code again: __str__, __repr__, source files gone
+        return f"(the traceback can't be formatted: {_name(error)})"

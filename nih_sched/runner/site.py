@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from nih_sched import sample, settings
+from sqlalchemy.exc import SQLAlchemyError
+
+from nih_sched import clock, host, sample, settings
+from nih_sched.keeper import Slot, new_lease, vouched_until
 from nih_sched.runner.handler import Handler, import_module, load, resolve
 from nih_sched.settings import Settings
-from nih_sched.store import Desk, open_desk, source_desk, source_facts
+from nih_sched.store import Desk, Leases, open_desk, source_desk, source_facts
 
 _here: Site | None = None
 
@@ -24,6 +28,7 @@ class Site:
     handler: Handler
     worker: str = ""
     owns_process: bool = True
+    slot: Slot | None = None  # where our keeper finds us; a stock worker's horse makes its own
     horse_started: bool = False
     pid: int = field(default_factory=os.getpid)
     _known: dict[str, tuple[str, Desk]] = field(default_factory=dict)
@@ -61,6 +66,25 @@ class Site:
         """Close the connections, as before a fork."""
         if self.owns_process:
             self.desk.close()
+
+    def take_lease(self, slot: Slot) -> None:
+        """Have this process's life presumed by a lease of its own, and the slot's keeper renew it."""
+        self.slot = slot
+        lease, seconds, pid = new_lease(), self.settings.lease, os.getpid()
+        when = host.born(pid) or 0
+        sent = clock.boot()
+        leases = Leases(self.desk.engine, self.desk.ledger)
+        self.desk.insist(
+            lambda: leases.take(lease, worker=self.worker, host=host.host_id(), pid=pid, born=when, seconds=seconds)
+        )
+        slot.occupy(pid, when, lease, vouched_until(sent, seconds))
+
+    def leave_lease(self) -> None:
+        """At this process's end: nothing of it runs any more. Without a database the lease runs out by itself."""
+        if self.slot is not None and self.slot.worker == os.getpid():
+            with contextlib.suppress(SQLAlchemyError):
+                Leases(self.desk.engine, self.desk.ledger).release(self.slot.lease)
+                self.slot.leave()
 
 
 def prepare(

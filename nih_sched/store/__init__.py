@@ -3,7 +3,9 @@
 from nih_sched.store.attempts import Attempts
 from nih_sched.store.claims import Claims
 from nih_sched.store.desk import Desk, open_desk, source_desk, source_facts, source_name
+from nih_sched.store.leases import Hold, Lease, Leases
 from nih_sched.store.looks import Looks
+from nih_sched.store.orphans import Orphan, Orphans
 from nih_sched.store.retries import Due, Retries
 
 __all__ = [
@@ -11,7 +13,12 @@ __all__ = [
     "Claims",
     "Desk",
     "Due",
+    "Hold",
+    "Lease",
+    "Leases",
     "Looks",
+    "Orphan",
+    "Orphans",
     "Retries",
     "open_desk",
     "source_desk",

@@ -60,7 +60,7 @@ class Claims:
         self, connection: Connection, limit: int, held: list[Key], new_rq_id: Callable[[], str]
     ) -> tuple[list[Claim], list[Key]]:
         rows = self._desk.rows
-        query = self._desk.dialect.lock_ready(self.select_ready(limit, held), rows.table)
+        query = self._desk.dialect.lock(self.select_ready(limit, held), rows.table, skip_locked=True)
         keys: dict[str, Key] = {}
         for row in connection.execute(query):
             key = tuple(row)
@@ -85,7 +85,27 @@ class Claims:
                 raise KeysDontMatch(
                     table=rows.name, columns=", ".join(c.name for c in rows.keys), wanted=len(claims), taken=taken
                 )
+            self._take_over(connection, {ids[h]: h for h in keys if h in ids})
         return claims, [keys[h] for h in keys if h not in ids]
+
+    def _take_over(self, connection: Connection, open_keys: dict[int, str]) -> None:
+        # How often these rows were interrupted just before, so that it is counted on; nearly always none was.
+        attempts = self._desk.ledger.attempts
+        c = attempts.c
+        query = select(c.id, c.kept_key, c.interruptions, c.first_claim, c.earlier, c.attempt, c.outcome)
+        kept = {
+            row.kept_key: row
+            for row in connection.execute(query.where(c.kept_key.in_(list(open_keys.values()))))
+            if row.outcome == Outcome.INTERRUPTED.value
+        }
+        for claim_id, hashed in open_keys.items():
+            if before := kept.get(hashed):
+                values = {
+                    "interruptions": before.interruptions,
+                    "first_claim": before.first_claim or before.id,
+                    "earlier": (before.earlier or 0) + before.attempt,
+                }
+                connection.execute(update(attempts).where(c.id == claim_id).values(values))
 
     def _insert(self, connection: Connection, keys: dict[str, Key], rq_ids: dict[str, str]) -> dict[str, int]:
         attempts = self._desk.ledger.attempts
@@ -179,6 +199,6 @@ class Claims:
         connection.execute(
             update(attempts)
             .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
-            .where(attempts.c.attempt > 1, attempts.c.due_at.is_not(None), attempts.c.sent_at >= attempts.c.due_at)
-            .values(due_at=After(0.0))  # after sent_at also where the clock has milliseconds only
+            .where(attempts.c.attempt > 1, attempts.c.sent_at.is_not(None))
+            .values(due_at=After(0.0), sent_at=None)
         )

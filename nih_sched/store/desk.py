@@ -50,6 +50,8 @@ class Desk:
 
         def once() -> T:
             with self.engine.begin() as connection:
+                if patience < PATIENCE:
+                    self.dialect.wait_briefly(connection)
                 return work(connection)
 
         return self.insist(once, patience=patience)
@@ -74,6 +76,7 @@ class Desk:
                 if waited >= LOUD_AFTER and not said:
                     said = True
                     telemetry.emit("database_lost", reason=reason(error))
+                self.dialect.forget_connections(self.engine)
                 time.sleep(random.uniform(0.5, 1.0) * min(0.02 * 2**turn, 2.0))  # noqa: S311 - spreads, hides nothing
                 turn = min(turn + 1, 10)
             else:
@@ -83,7 +86,7 @@ class Desk:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction."""
-        with self.dialect.read_engine(self.engine).connect() as connection:
+        with self.dialect.reading(self.engine) as connection:
             return work(connection)
 
     def close(self) -> None:
@@ -111,7 +114,7 @@ def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -
     own = ledger.tables(settings.ledger_schema)
     if create_ledger and ledger.ensure(engine, own):
         telemetry.emit("ledger_created", address=address(engine.url))
-    known = create_ledger or ledger.exists(engine, own)
+    known = create_ledger or ledger.check_made(engine, own)
     source = Source(
         name=source_name(rows, settings.where, ledger.identity(engine, own, "ledger_id") if known else ""),
         table=rows.name,
@@ -120,6 +123,8 @@ def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -
         states=rows.words,
         backoff=Backoff(settings.delay, settings.backoff, settings.max_delay, settings.jitter),
         timeout=settings.timeout,
+        lease=settings.lease,
+        max_interruptions=settings.max_interruptions,
     )
     desk = Desk(engine, dialect_of(engine), own, rows, source)
     _probe(desk, settings.where)
@@ -159,7 +164,7 @@ def register(desk: Desk) -> None:
 def source_facts(engine: Engine, own: Ledger, name: str) -> str | None:
     """What a producer has written down of a source; None when there is no such source."""
     query = select(own.sources.c.facts).where(own.sources.c.name == name)
-    with dialect_of(engine).read_engine(engine).connect() as connection:
+    with dialect_of(engine).reading(engine) as connection:
         facts: str | None = connection.execute(query).scalar()
     return facts
 

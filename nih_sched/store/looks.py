@@ -42,7 +42,7 @@ class Looks:
     def open_claims(self, producer: str | None = None) -> int:
         """How many claims of this source (and of one producer) haven't ended: queued, running, waiting to retry."""
         c = self._attempts.c
-        query = select(func.count()).where(c.open_key.is_not(None), c.source == self._desk.source.name)
+        query = select(func.count()).where(c.open_key > "", c.source == self._desk.source.name)
         if producer is not None:
             query = query.where(c.claimed_by == producer)
         return int(self._desk.read(lambda connection: connection.execute(query).scalar_one()))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import func, or_, select, update
 
 from nih_sched.dialects import After, Now
+from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import FOREVER, Desk
 
 
@@ -15,10 +18,7 @@ from nih_sched.store.desk import FOREVER, Desk
 class Due:
     """A claim whose next attempt is due and hasn't been sent."""
 
-    claim_id: int
-    rq_id: str
-    failures: int
-    tries: int
+    claim: Claim
     overdue: float  # seconds
 
 
@@ -34,20 +34,22 @@ class Retries:
             & attempts.c.due_at.is_not(None)
             & attempts.c.open_key.is_not(None)
             & attempts.c.started_at.is_(None)
+            # Version 1 leaves the time of the last sending there, and due_at once it has sent.
             & or_(attempts.c.sent_at.is_(None), attempts.c.sent_at < attempts.c.due_at)
         )
+        self._sent = or_(attempts.c.due_at.is_(None), attempts.c.sent_at >= attempts.c.due_at)
 
     def due(self, limit: int) -> list[Due]:
         """Unsent claims that are due, longest due first."""
         c = self._attempts.c
         query = (
-            select(c.id, c.rq_id, c.failures, c.tries, c.due_at, Now().label("now"))
+            select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.due_at, Now().label("now"))
             .where(self._waiting, c.due_at <= Now())
             .order_by(c.due_at)
             .limit(limit)
         )
         return [
-            Due(row.id, row.rq_id, row.failures, row.tries, (row.now - row.due_at).total_seconds())
+            Due(_claim(row), _seconds(row.due_at, row.now))
             for row in self._desk.read(lambda connection: connection.execute(query).all())
         ]
 
@@ -55,8 +57,8 @@ class Retries:
         """Mark a due claim as sent under `rq_id`; False when another producer was first."""
         statement = (
             update(self._attempts)
-            .where(self._waiting, self._attempts.c.id == due.claim_id, self._attempts.c.rq_id == due.rq_id)
-            .values(sent_at=Now(), rq_id=rq_id)
+            .where(self._waiting, self._attempts.c.id == due.claim.id, self._attempts.c.rq_id == due.claim.rq_id)
+            .values(sent_at=Now(), due_at=None, rq_id=rq_id)
         )
         return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
 
@@ -65,31 +67,60 @@ class Retries:
         statement = update(self._attempts).where(self._waiting, self._attempts.c.id == claim_id).values(rq_id=rq_id)
         return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
 
-    def unstarted(self, age: float) -> list[tuple[int, str]]:
-        """(claim id, RQ id) of claims sent at least `age` seconds ago that haven't begun and don't wait for a time."""
+    def unstarted(self) -> list[Claim]:
+        """Claims that were sent, haven't begun, and don't wait for a time."""
         c = self._attempts.c
-        query = select(c.id, c.rq_id).where(
+        query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries).where(
             c.source == self._desk.source.name,
-            c.open_key.is_not(None),
+            c.open_key > "",  # not NULL, said so that SQLite uses the index
             c.started_at.is_(None),
-            c.due_at.is_(None),
-            c.sent_at <= After(-age),
+            self._sent,
         )
-        return [(row.id, row.rq_id) for row in self._desk.read(lambda connection: connection.execute(query).all())]
+        return [_claim(row) for row in self._desk.read(lambda connection: connection.execute(query).all())]
 
-    def put_off(self, claim_ids: Sequence[int], seconds: float) -> None:
-        """Have claims that didn't begin sent again in some seconds: the RQ job that carried them has ended."""
+    def hand_over(self, claim: Claim, rq_id: str) -> bool:
+        """Have another job carry a claim that hasn't begun; False when it has by now, or another carries it."""
+        c = self._attempts.c
+        statement = (
+            update(self._attempts)
+            .where(c.id == claim.id, c.rq_id == claim.rq_id, c.open_key.is_not(None), c.started_at.is_(None))
+            .where(self._sent)
+            .values(rq_id=rq_id, sent_at=Now(), due_at=None)
+        )
+        return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
+
+    def put_off(self, claim_ids: Sequence[int], seconds: float, rq_id: str | None = None) -> None:
+        """Have claims that didn't begin sent again in some seconds: the RQ job that carried them has ended.
+
+        Args:
+            claim_ids: which.
+            seconds: how soon.
+            rq_id: the job that has ended; a claim that another job carries by now is left alone.
+        """
         c = self._attempts.c
         statement = (
             update(self._attempts)
             .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None))
             .where(or_(c.due_at.is_(None), c.due_at <= Now()))  # one that waits for its time goes on waiting
-            .values(due_at=After(seconds))
+            .values(due_at=After(seconds), sent_at=None)
         )
+        if rq_id is not None:
+            statement = statement.where(c.rq_id == rq_id)
         self._desk.transact(lambda connection: connection.execute(statement), patience=FOREVER)
 
     def seconds_to_next(self) -> float | None:
         """Seconds until the next waiting claim is due, by the database's clock; None when none waits."""
         query = select(func.min(self._attempts.c.due_at), Now()).where(self._waiting)
         earliest, now = self._desk.read(lambda connection: connection.execute(query).one())
-        return None if earliest is None else max(0.0, (earliest - now).total_seconds())
+        return None if earliest is None else max(0.0, _seconds(now, earliest))
+
+
+def _seconds(earlier: datetime, later: datetime) -> float:
+    # Python subtracts two instants of one time zone by their wall clocks, an hour wrong when summer time begins.
+    if earlier.tzinfo is not None:
+        earlier, later = earlier.astimezone(UTC), later.astimezone(UTC)
+    return (later - earlier).total_seconds()
+
+
+def _claim(row: Any) -> Claim:
+    return Claim(row.id, decode_key(row.row_key), row.rq_id, row.attempt, row.failures, row.tries)

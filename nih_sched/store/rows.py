@@ -81,7 +81,7 @@ def running_count(engine: Engine, ledger: Ledger) -> int:
     """How many claims of any source have begun and not ended."""
     attempts = ledger.attempts
     query = select(attempts.c.id).where(attempts.c.started_at.is_not(None), attempts.c.finished_at.is_(None))
-    with dialect_of(engine).read_engine(engine).connect() as connection:
+    with dialect_of(engine).reading(engine) as connection:
         return len(connection.execute(query.where(attempts.c.open_key.is_not(None))).all())
 
 
@@ -91,7 +91,7 @@ def give_all_back(engine: Engine, ledger: Ledger) -> tuple[int, list[str]]:
     Returns:
         how many rows were set back, and the names of all sources.
     """
-    with dialect_of(engine).read_engine(engine).connect() as connection:
+    with dialect_of(engine).reading(engine) as connection:
         sources: Sequence[str] = connection.execute(select(ledger.sources.c.name)).scalars().all()
     return sum(_give_source_back(engine, ledger, name) for name in sources), list(sources)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import secrets
@@ -19,8 +18,9 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 
-from nih_sched import broker, clock, runner, telemetry
+from nih_sched import broker, clock, host, runner, telemetry
 from nih_sched.errors import UnreachableDatabase, UnreachableRedis
+from nih_sched.keeper import Slot
 from nih_sched.runner import Site
 from nih_sched.settings import Settings
 from nih_sched.worker.rq_worker import STOP_NOW, WARM, Worker
@@ -29,20 +29,24 @@ __all__ = ["STOP_NOW", "WARM", "Worker", "reach", "watch_parent", "work", "work_
 
 T = TypeVar("T")
 
+SOUND = 5.0  # seconds for which a worker must have worked before another loss of Redis is news
 
-def work(settings: Settings, redis_url: str, *, parent: int | None = None) -> int:
+
+def work(settings: Settings, redis_url: str, *, parent: int | None = None, slot: Slot | None = None) -> int:
     """Be a worker until told to stop.
 
     Args:
         settings: which source, with which handler.
         redis_url: the Redis to serve.
         parent: the pid of the supervisor, whose death ends this worker too.
+        slot: where the supervisor's keeper finds this worker; without one, it has a keeper of its own.
 
     Returns:
         the process's exit code.
     """
     for name in ("rq.worker", "rq.job"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # our own events say what RQ would
+    host.name_process("sched-worker")
     stop = clock.Bell()
     for number in (signal.SIGINT, *WARM, STOP_NOW):
         signal.signal(number, lambda signum, frame: stop.ring())
@@ -51,28 +55,47 @@ def work(settings: Settings, redis_url: str, *, parent: int | None = None) -> in
         watch_parent(parent)
     site = reach(lambda: runner.made() or runner.prepare(settings), stop, insist=parent is not None)
     connection = reach(lambda: broker.connect(redis_url), stop, insist=parent is not None)
+    worker: Worker | None = None
+    said = False  # that Redis is away
     while site is not None and connection is not None and not stop.rung:
         # RQ's worker gives up when Redis is away for long; ours begins again.
-        worker = _one(site, connection, stop, ctrl_c=parent is None)
-        with contextlib.suppress(StopRequested, *broker.OUTAGES):
-            worker.work(logging_level="CRITICAL")
+        worker = _one(site, connection, stop, ctrl_c=parent is None, before=worker)
+        if not said:
+            telemetry.emit("worker_started", name=worker.name, pid=os.getpid())
+        worker.slot = worker.slot or slot
+        said = _serve(worker, stop, said)
         if worker.told_to_stop:
             break
         for number in (*WARM, STOP_NOW):
             signal.signal(number, lambda signum, frame: stop.ring())
         connection = reach(lambda: broker.connect(redis_url), stop, insist=True)
-    if site is not None:
-        site.close()
+    if worker is not None:
+        worker.leave()
     return 0
 
 
-def _one(site: Site, connection: Redis, stop: clock.Bell, *, ctrl_c: bool) -> Worker:
+def _serve(worker: Worker, stop: clock.Bell, said: bool) -> bool:
+    """Run RQ's loop until it is told to stop, or Redis is away; return whether that has been said by now."""
+    began = clock.monotonic()
+    try:
+        worker.work(logging_level="CRITICAL")
+    except StopRequested:
+        return said
+    except broker.OUTAGES as error:  # also a Redis that answers, but is full
+        if not said or clock.monotonic() - began > SOUND:
+            telemetry.emit("redis_lost", reason=str(error))
+        stop.wait(1.0)
+        return True
+    return said
+
+
+def _one(site: Site, connection: Redis, stop: clock.Bell, *, ctrl_c: bool, before: Worker | None) -> Worker:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     worker = Worker([broker.queue_of(connection, site.desk.source.name)], name=name, connection=connection)
+    worker.keep_as(before)
     worker.heeds_ctrl_c = ctrl_c
     worker.stop = stop
     site.worker = name
-    telemetry.emit("worker_started", name=name, pid=os.getpid())
     return worker
 
 

@@ -16,12 +16,14 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.worker import Worker as RQWorker
 
-from nih_sched import broker, clock, runner, telemetry
+from nih_sched import broker, clock, host, keeper, runner, telemetry
 from nih_sched.broker import FUNCTION
+from nih_sched.keeper import Slot, Slots
 from nih_sched.model import Outcome
 from nih_sched.runner import Site
 
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
+REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried again
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
 STOP_NOW = signal.SIGQUIT
 WARM = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
@@ -40,6 +42,11 @@ class Worker(RQWorker):
         self._horse_asked_to_stop = False
         self._horse_too_late = False
         self._horse_end: tuple[int | None, Any] = (None, None)
+        self.slot: Slot | None = None  # where our keeper finds us; made here when no supervisor gives one
+        self._unwritten: list[runner.Unwritten] = []  # outcomes that the ledger refuses
+        self._next_writing = 0.0
+        self._keeper = 0  # the pid of a keeper of our own
+        self._slots: Slots | None = None
         self.heeds_ctrl_c = True
         self.stop: clock.Bell | None = None  # rung if we were told to stop before RQ's loop began
 
@@ -52,9 +59,42 @@ class Worker(RQWorker):
         return self._site
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        """RQ's, after handler and database have shown that they work."""
-        self.site.close()
+        """RQ's, after handler and database have shown that they work, and with a keeper."""
+        self._ensure_lease()
         super().bootstrap(*args, **kwargs)
+
+    def _ensure_lease(self) -> None:
+        """Before a fork: have a keeper, and a lease that others accept."""
+        site = self.site
+        site.close()  # no fork may carry a connection: SQLite's would go on writing to a file that is gone
+        if self.slot is None:
+            self._slots = Slots(1)
+            (self.slot,) = self._slots.slots
+        if self._slots is not None:
+            self._ensure_keeper(self._slots)
+        if site.slot is None or self.slot.lost:
+            site.take_lease(self.slot)
+        site.close()
+
+    def _ensure_keeper(self, slots: Slots) -> None:
+        if not self._keeper or os.waitpid(self._keeper, os.WNOHANG)[0]:
+            self._keeper = keeper.start(slots, self.site.settings, patrol=True)
+            self.job_monitoring_interval = max(1, min(self.job_monitoring_interval, int(self.site.settings.lease / 6)))
+
+    def keep_as(self, before: Worker | None) -> None:
+        """Go on with the lease and the keeper of the worker that this process was before."""
+        if before is not None:
+            self.slot, self._slots, self._keeper = before.slot, before._slots, before._keeper
+            self._unwritten = before._unwritten
+
+    def leave(self) -> None:
+        """At this worker's end: it needs neither lease nor keeper any more."""
+        self._next_writing = 0.0
+        self._write_again()
+        self.site.leave_lease()
+        self.site.close()
+        if self._slots is not None:
+            self._slots.close()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """RQ's, for our one function; whoever can write to Redis can't have anything else run here."""
@@ -70,32 +110,51 @@ class Worker(RQWorker):
         self._horse_asked_to_stop = self._horse_too_late = False
         self._horse_end = (None, None)
         self.site.learn(source)
+        self._ensure_lease()
         hand = runner.share_hand()
         hand.empty()
+        hand.forget()
+        self._kept.dismount()
         try:
             super().execute_job(job, queue)
         finally:
             self._after(job, queue, died_in_hand=hand.busy)
 
+    @property
+    def _kept(self) -> Slot:
+        assert self.slot is not None  # noqa: S101 - bootstrap has made it
+        return self.slot
+
     def _after(self, job: Job, queue: Queue, *, died_in_hand: bool) -> None:
         """End what a horse that died had in hand, in its stead; RQ itself may be cut off from Redis at this moment."""
         status, rusage = self._horse_end
+        unvouched = self._kept.killed
+        self._kept.dismount()  # the horse is gone; our own writing may take as long as the database is away
         if status == 0 and not died_in_hand:
             return
         outcome = Outcome.TIMED_OUT if self._horse_too_late else Outcome.CRASHED
         how = "ran on past its timeout, and was killed" if self._horse_too_late else _how_it_died(status, rusage)
+        if unvouched:
+            outcome, how = Outcome.INTERRUPTED, "its lease couldn't be renewed, so it was stopped"
         if self._horse_asked_to_stop:
             outcome, how = Outcome.INTERRUPTED, "its worker was told to stop"
-        runner.crashed(self.site, *job.args, outcome=outcome, how=how)
+        source, claim_ids = job.args
+        host.end_all([self._kept.lease], claims=claim_ids)  # before others run the row: a command has its own group
+        if unwritten := runner.crashed(self.site, source, claim_ids, job.id, outcome=outcome, how=how):
+            self._unwritten.append(unwritten)
         self.site.close()
-        if self._horse_asked_to_stop or status == 0:
+        if outcome is Outcome.INTERRUPTED or status == 0:
             # RQ must not schedule it again: the claims are given back, or RQ takes the job for running still.
             with contextlib.suppress(*broker.OUTAGES):
                 broker.withdraw(queue, [job.id])
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
-        """RQ's; beyond it, a horse deaf to its timeout is killed, and nothing of a horse outlives it."""
+        """RQ's; beyond it, a horse is killed that is deaf to its timeout or that nobody vouches for.
+
+        And nothing of a horse outlives it.
+        """
         pid = self._horse_pid
+        job.timeout = -1  # ours is measured on a clock that nobody sets; RQ would kill by the wall clock
         over = threading.Event()
         threading.Thread(target=self._kill_when_late, args=(pid, over), daemon=True).start()
         try:
@@ -106,10 +165,12 @@ class Worker(RQWorker):
                 os.killpg(pid, signal.SIGKILL)
 
     def _kill_when_late(self, pid: int, over: threading.Event) -> None:
-        hand = runner.share_hand()
-        while not over.wait(1.0):
-            if hand.late(LATE):
-                self._horse_too_late = True
+        hand, slot = runner.share_hand(), self._kept
+        while not over.wait(0.2):
+            self._horse_too_late = hand.late(LATE)
+            if self._horse_too_late or slot.lapsed:  # the keeper may be frozen, or dead
+                if not self._horse_too_late:
+                    slot.kill_noted()
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 return
@@ -122,6 +183,8 @@ class Worker(RQWorker):
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """RQ's; Redis being away is no reason to leave a running horse alone."""
+        if self._slots is not None:
+            self._ensure_keeper(self._slots)
         with contextlib.suppress(*broker.OUTAGES):
             super().maintain_heartbeats(job, execution)
 
@@ -135,7 +198,9 @@ class Worker(RQWorker):
             raise
 
     def setup_work_horse_signals(self) -> None:
-        """In the horse: SIGTERM and Ctrl-C meant for all are the worker's business."""
+        """In the horse: SIGTERM and Ctrl-C meant for all are the worker's business; its death is not."""
+        host.name_process("sched-horse")
+        host.die_with(self.pid or 0)
         runner.install_interrupts()
 
     # Stopping: SIGTERM (again and again, a container sends it to everyone) and the first Ctrl-C are a warm stop with
@@ -167,7 +232,14 @@ class Worker(RQWorker):
         """
         if self._stop_requested:
             raise StopRequested
+        self._write_again()
         return bool(super().should_run_maintenance_tasks)
+
+    def _write_again(self) -> None:
+        if self._unwritten and clock.monotonic() >= self._next_writing:
+            self._unwritten = [one for one in self._unwritten if not runner.write_again(self.site, one)]
+            self.site.close()
+            self._next_writing = clock.monotonic() + REFUSED_WAIT
 
     @property
     def dequeue_timeout(self) -> float:  # type: ignore[override]  # RQ says int, and hands it to BLMOVE as it is

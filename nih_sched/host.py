@@ -1,0 +1,148 @@
+"""What this machine tells of its processes: who lives, and under which boot; and the end of all that a row started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+MARK = "_NIH_SCHED_ROW"  # in the environment of all that a horse starts: its lease and its claim
+LINUX = sys.platform == "linux"
+ROUNDS = 20  # of killing, until nothing is left that could start more
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # https://man7.org/linux/man-pages/man2/prctl.2.html
+
+
+@functools.cache
+def host_id() -> str:
+    """What tells process ids of this host from those of another: its name, its boot, its space of process ids.
+
+    Two containers on one machine share the boot, but not the space. And one user may be unable to see another's.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # macOS
+        boot, space = f"{psutil.boot_time():.0f}", ""
+    return f"{socket.gethostname()[:80]} {boot} {space} user {os.getuid()}"
+
+
+def born(pid: int) -> int | None:
+    """When a living process was started, on a clock that no change of the date moves; None when it is dead.
+
+    Together with the pid it names one process for as long as the host is up.
+    """
+    if LINUX:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (
+            None if fields[0] in "ZX" else int(fields[19])
+        )  # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)
+    except psutil.Error:
+        return None
+
+
+def lives(pid: int, when: int | None) -> bool:
+    """Whether the process that had this pid, and was started then, is alive."""
+    return bool(pid) and when is not None and born(pid) == when
+
+
+def name_process(name: str) -> None:
+    """Name this process in ps, top and /proc (15 characters); where there is no such thing, don't."""
+    _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when its parent dies; where the system can't, the keeper does it.
+
+    Args:
+        parent: who that should be; if it is dead already, this process ends at once.
+    """
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(70)
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    if LINUX:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def mark(lease: str, claim_id: int) -> None:
+    """In a horse: have what it starts from now on carry its mark."""
+    os.environ[MARK] = f"{lease} {claim_id}"
+
+
+def end_all(
+    leases: Iterable[str], horses: Iterable[tuple[int, int | None]] = (), claims: Iterable[int] | None = None
+) -> bool:
+    """Kill horses with all that they have started: their groups, their descendants, and what carries their mark.
+
+    Args:
+        leases: the leases under which they ran.
+        horses: each one's pid, and when it was started: a number may have gone to another process since.
+        claims: whose programs to end; by default those of all that ran under the leases.
+
+    Returns:
+        whether nothing of them is left.
+    """
+    leases = [lease for lease in leases if lease]  # an empty one would be the mark of every process there is
+    wanted = {lease if claims is None else f"{lease} {claim}" for lease in leases for claim in (claims or [0])}
+    victims, groups = set[int](), set[int]()
+    for horse, when in horses:
+        if lives(horse, when):
+            victims |= _family(horse)
+        if horse > 1 and born(horse) in (
+            None,
+            when,
+        ):  # else the number is another's by now; while a group lives, none gets it
+            groups.add(horse)
+    looks = 0
+    for _ in range(ROUNDS):
+        victims |= {pid for pid in psutil.pids() if _group(pid) in groups or _is_marked(pid, wanted, claims is None)}
+        victims = {pid for pid in victims if pid != os.getpid() and born(pid) is not None}
+        looks = 0 if victims else looks + 1
+        if looks == 2:  # one look may miss what a victim started, and left, while we looked
+            return True
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if victims:
+            time.sleep(0.01)
+    return False
+
+
+def _family(pid: int) -> set[int]:
+    with contextlib.suppress(psutil.Error):
+        return {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+    return {pid}
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
+
+
+def _is_marked(pid: int, wanted: set[str], by_lease: bool) -> bool:
+    try:
+        environment: dict[str, str] = psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
+        return False
+    found = environment.get(MARK)
+    return found is not None and (found.partition(" ")[0] if by_lease else found) in wanted

@@ -1,0 +1,17 @@
+"""Our own tables, beside the user's: their shape, their making, their version."""
+
+from nih_sched.ledger.making import SCHEMA_VERSION, check_made, ddl, drop, ensure, exists, identity, version
+from nih_sched.ledger.shape import Ledger, tables
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Ledger",
+    "check_made",
+    "ddl",
+    "drop",
+    "ensure",
+    "exists",
+    "identity",
+    "tables",
+    "version",
+]

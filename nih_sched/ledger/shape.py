@@ -1,0 +1,141 @@
+"""The shape of our own tables, beside the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql
+
+_ID = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself there
+_INSTANT = (
+    DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb").with_variant(DateTime(), "sqlite")
+)
+_LONG = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")  # TEXT ends at 65,535 bytes there
+_ENGINE: dict[str, Any] = {
+    f"{name}_{option}": value
+    for name in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Our tables in one schema.
+
+    attempts holds one record for each attempt. The record whose id is the claim id always stands for the claim's
+    newest attempt; when that one fails and another follows, what it was is copied to a record of its own (of_claim
+    names the claim) and the claim's record goes on. So every hot statement finds its record by primary key.
+
+    leases holds one record for each worker: until when it and its horse are presumed alive, and of what they died.
+    """
+
+    metadata: MetaData
+    meta: Table
+    sources: Table
+    attempts: Table
+    leases: Table
+
+
+def tables(schema: str | None = None) -> Ledger:
+    """The shape of our tables, in `schema` or in the connection's own."""
+    metadata = MetaData(schema=schema)
+    meta = Table(
+        "nih_sched_meta",
+        metadata,
+        Column("name", String(190), primary_key=True),
+        Column("value", String(190), nullable=False),
+        **_ENGINE,
+    )
+    sources = Table(
+        "nih_sched_sources",
+        metadata,
+        Column("name", String(190), primary_key=True),
+        Column("facts", _LONG, nullable=False),
+        Column("updated_at", _INSTANT, nullable=False),
+        Column("leader", String(400)),  # the producer that rescues, and until when it is presumed to
+        Column("leader_until", _INSTANT),
+        **_ENGINE,
+    )
+    leases = Table(
+        "nih_sched_leases",
+        metadata,
+        Column("id", String(32), primary_key=True),
+        Column("worker", String(190), nullable=False),
+        Column("host", String(250), nullable=False),
+        Column("pid", BigInteger, nullable=False),  # the worker's; and when it was started, as host.born() says
+        Column("born", BigInteger, nullable=False),
+        Column("horse", BigInteger),
+        Column("horse_born", BigInteger),
+        Column("seconds", Float, nullable=False),
+        Column("beat", BigInteger, nullable=False),  # grows at each renewal: who sees it stand still needs no clock
+        Column("lease_until", _INSTANT, nullable=False),
+        Column("died", String(400)),  # how its death was seen; from then on nothing of it is accepted
+        **_ENGINE,
+    )
+    attempts = Table(
+        "nih_sched_attempts",
+        metadata,
+        Column("id", _ID, primary_key=True, autoincrement=True),
+        Column("of_claim", BigInteger),  # NULL on a claim's newest attempt, whose id is the claim id
+        Column("source", String(190), nullable=False),
+        Column("row_key", _LONG, nullable=False),
+        Column("open_key", String(40)),  # unique while the claim is open, NULL once it has ended
+        Column("attempt", Integer, nullable=False),
+        Column("failures", Integer, nullable=False),
+        Column("tries", SmallInteger, nullable=False),
+        Column("rq_id", String(64)),
+        Column("claimed_by", String(190)),
+        Column("claimed_at", _INSTANT, nullable=False),
+        Column("sent_at", _INSTANT),
+        Column("due_at", _INSTANT),  # only while waiting for the next attempt
+        Column("started_at", _INSTANT),
+        Column("run", String(32)),  # made up at each start: guards the attempt as the id guards the claim
+        Column("worker", String(190)),
+        Column("finished_at", _INSTANT),
+        Column("outcome", String(16)),
+        Column("seconds", Float),
+        Column("reason", _LONG),
+        Column("traceback", _LONG),
+        Column("result", _LONG),
+        Column("lease", String(32)),  # under which the attempt runs, or ran
+        Column("interruptions", Integer),  # how many interrupted attempts of the row came just before
+        # Where the row was interrupted into this claim: the claim from which that began, which the handler gets as its
+        # claim_id, and how many attempts there were before this claim's.
+        Column("first_claim", BigInteger),
+        Column("earlier", Integer),
+        Column("ended_by", String(190)),  # who wrote the outcome: the worker, or the producer that rescued
+        Column("late", String(16)),  # what a stale worker brought afterwards, and was refused
+        # The row's open_key once more, on an ended claim that the row's next one must know of: it was interrupted, or
+        # the database refused the row its state.
+        Column("kept_key", String(40)),
+        # Part of the table, not an index beside it: the table must never stand there without, not even half made.
+        UniqueConstraint("open_key", name="nih_sched_attempts_open"),
+        sqlite_autoincrement=True,  # a token must never be given out twice, not even after a delete
+        **_ENGINE,
+    )
+    due, of_claim = attempts.c.due_at, attempts.c.of_claim
+    Index("nih_sched_attempts_due", due, postgresql_where=due.is_not(None), sqlite_where=due.is_not(None))
+    Index(
+        "nih_sched_attempts_claim",
+        of_claim,
+        postgresql_where=of_claim.is_not(None),
+        sqlite_where=of_claim.is_not(None),
+    )
+    kept = attempts.c.kept_key
+    Index("nih_sched_attempts_kept", kept, postgresql_where=kept.is_not(None), sqlite_where=kept.is_not(None))
+    return Ledger(metadata, meta, sources, attempts, leases)

@@ -1,0 +1,135 @@
+"""tick: lost -> rescue. In whichever producer leads its source: dead leases' rows, and claims that nobody carries."""
+
+from __future__ import annotations
+
+import os
+
+from redis import Redis
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from nih_sched import broker, clock, host, telemetry
+from nih_sched.model import Ended, Outcome, show_key
+from nih_sched.reconciler.watch import Standstill
+from nih_sched.store import Attempts, Desk, Leases, Retries
+from nih_sched.store.leader import Leader
+from nih_sched.store.running import orphaned
+
+EVERY = 1.0  # seconds between ticks
+RENEW_EVERY = 3.0  # seconds between a leader's renewals
+UNCARRIED_AFTER = 1.8  # seconds for which a claim must be seen to stand nowhere: RQ's own steps take less
+SLOW = 15.0  # seconds for which a worker that we don't know to be dead may take to begin: imports, a stock one's
+AT_ONCE = 500
+PATIENCE = 1.0  # seconds for a row that its owner has locked
+GONE_EVERY = 10.0  # seconds between looks for attempts whose lease isn't there at all
+
+
+class Reconciler:
+    """One producer's; all of them watch, the leader rescues. Two leaders at once would harm nothing."""
+
+    def __init__(self, desk: Desk, connection: Redis, name: str) -> None:
+        self._desk = desk
+        self._queue = broker.queue_of(connection, desk.source.name)
+        self._name = name
+        self._retries = Retries(desk)
+        self._leases = Leases(desk.engine, desk.ledger)
+        pid = os.getpid()
+        self._leader = Leader(desk, name, host.host_id(), pid, host.born(pid) or 0)
+        self._leads = False
+        self._beats: Standstill[str] = Standstill()
+        self._uncarried: Standstill[int] = Standstill()
+        self._dead_workers: set[str] = set()  # that RQ may take for alive
+        self._next = self._next_renewal = self._next_gone = 0.0
+
+    def tick(self) -> None:
+        """Watch; and, if this producer leads, rescue.
+
+        Raises:
+            SQLAlchemyError, redis.RedisError: a server is away; then nothing is taken for dead on return for as long
+                as a lease lasts.
+        """
+        now = clock.boot()
+        if now < self._next:
+            return
+        self._next = now + EVERY
+        try:
+            self._lead(now)
+            dead = self._find_dead()
+            if self._leads:
+                self._rescue(dead)
+                self._carry()
+        except (SQLAlchemyError, *broker.OUTAGES):
+            self._beats.cut_off()
+            self._uncarried.cut_off()
+            raise
+
+    def close(self) -> None:
+        """Let another lead, at once."""
+        if self._leads:
+            self._leader.resign()
+
+    def _lead(self, now: float) -> None:
+        if self._leads and now < self._next_renewal:
+            return
+        led, self._leads = self._leads, self._leader.lead(host.lives)
+        self._next_renewal = now + RENEW_EVERY
+        if self._leads and not led:
+            telemetry.emit("leading", source=self._desk.source.name)
+
+    def _find_dead(self) -> list[str]:
+        leases = {lease.id: lease for lease in self._leases.all()}
+        alive = {lease.id: lease.beat for lease in leases.values() if lease.died is None}
+        shortest = min((lease.seconds for lease in leases.values()), default=self._desk.source.lease)
+        still = self._beats.see(clock.boot(), alive, longest_gap=max(shortest / 4, 2 * EVERY))
+        dead = [lease.id for lease in leases.values() if lease.died is not None]
+        self._dead_workers |= {lease.worker for lease in leases.values() if lease.died is not None}
+        for name, seconds in still.items():
+            lease = leases[name]
+            if seconds >= lease.seconds and self._leads and self._leases.end(lease.id, "its lease ran out", lease.beat):
+                telemetry.emit("lease_ended", worker=lease.worker, seconds=lease.seconds)
+                dead.append(lease.id)
+                self._dead_workers.add(lease.worker)
+        return dead
+
+    def _rescue(self, dead: list[str]) -> None:
+        if not dead and clock.boot() < self._next_gone:
+            return
+        self._next_gone = clock.boot() + GONE_EVERY
+        hows = {lease.id: f"{lease.died}: {lease.worker}" for lease in self._leases.all() if lease.died}
+        for claim, run, lease in orphaned(self._desk, dead, AT_ONCE):
+            ended = Ended(claim, Outcome.INTERRUPTED, reason=hows.get(lease, "its lease is gone"))
+            try:
+                (fate,) = Attempts(self._desk, run, self._name).finish([ended], patience=PATIENCE)
+            except DBAPIError as error:
+                if error.connection_invalidated or not self._desk.dialect.is_transient(error):
+                    raise
+                continue  # its owner has it locked: at the next tick again, and the others now
+            if fate is not None:
+                telemetry.emit("rescued", key=show_key(claim.key), reason=ended.reason, state=fate.state.value)
+                broker.retire(self._queue, claim.rq_id)
+        if dead:
+            self._leases.forget_dead()
+
+    def _is_carried(self, rq_id: str, seconds: float) -> bool:
+        """Whether a job that stands in no queue for so many seconds may yet begin."""
+        if seconds < UNCARRIED_AFTER:
+            return True
+        worker = broker.holder(self._queue, rq_id)
+        return worker is not None and worker not in self._dead_workers and seconds < SLOW
+
+    def _carry(self) -> None:
+        """Have claims sent again that wait for a worker, but whose RQ job waits nowhere."""
+        unstarted = self._retries.unstarted()
+        queued = broker.queued_ids(self._queue) if unstarted else set()
+        missing = {claim.id: claim for claim in unstarted if claim.rq_id not in queued}
+        places = {claim.id: claim.rq_id for claim in missing.values()}
+        again = 0
+        for claim_id, seconds in self._uncarried.see(clock.boot(), places, longest_gap=10 * EVERY).items():
+            claim, rq_id = missing[claim_id], broker.new_rq_id()
+            if self._is_carried(claim.rq_id, seconds):
+                continue
+            if self._retries.hand_over(claim, rq_id):
+                broker.send(self._queue, [broker.job_for(self._desk.source, claim, rq_id)])
+                broker.retire(self._queue, claim.rq_id)
+                again += 1
+        if again:
+            telemetry.emit("sent_again", count=again)
