@@ -579,7 +579,9 @@ class MariaDB(DatabaseServer):
         # Below the range that outgoing connections take, so that none can sit on it during a restart.
         self.port = next(port for port in iter(lambda: random.randint(20000, 32000), None) if _is_free(port))
         options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force"]
-        self._setup([install, "--no-defaults", f"--datadir={self.folder}/data", *options])
+        # In /tmp two of them at once would delete each other's temporary tables.
+        places = [f"--datadir={self.folder}/data", f"--tmpdir={self.folder}"]
+        self._setup([install, "--no-defaults", *places, *options])
 
     def command(self) -> list[str]:
         return [

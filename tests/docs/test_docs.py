@@ -38,7 +38,7 @@ PAGES += sorted((ROOT / "examples").rglob("*.md"))
 USERS_LINE = (
     "scheduler --status-key state --ready-val Pending --max-concurrent-jobs 5 --tries 3 --delay 2.0 --backoff 2.0"
 )
-NOT_YET = {"why", "doctor"}  # commands that the docs only promise
+NOT_YET = {"why"}  # commands that the docs only promise
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 # Reading the pages
@@ -298,37 +298,48 @@ def answer(url: str, password: str) -> int:
         return 0
 
 
-def test_stuck_rows_are_set_right_as_states_shows(sqlite_db: servers.Database) -> None:
-    (repair,) = [body for _, body in blocks(ROOT / "docs" / "states.md") if "outcome = 'lost'" in body]
-    engine = create_engine(sqlite_db.url)
+@pytest.mark.usefixtures("with_scheduler_on_path")
+def test_rows_without_a_claim_are_set_right_as_states_shows(home: Path) -> None:
+    fix, look, repair = (body for _, body in blocks(ROOT / "docs" / "states.md") if body in section("Rows without a"))
+    url = f"sqlite:///{home / 'jobs.db'}"
+    engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE jobs (id INTEGER PRIMARY KEY, state TEXT)"))
-        connection.execute(text("INSERT INTO jobs VALUES (42, 'Pending')"))
-    desk = desk_on(engine, settings.Settings(database_url=sqlite_db.url, max_concurrent_jobs=1))
+        connection.execute(text("INSERT INTO jobs VALUES (41, 'Started'), (42, 'Pending')"))
+    desk = desk_on(engine, settings.Settings(database_url=url, max_concurrent_jobs=1))
     claims = Claims(desk, "a producer", tries=3)
     (first,) = claims.claim(10, broker.new_rq_id)
-    dead = Attempts(desk, "its run", "a worker")
+    dead = Attempts(desk, "its run", "a worker")  # with no lease
     (row,) = dead.start([first.id], [])
 
-    def shown() -> tuple[str, list[int]]:
+    def shown() -> tuple[dict[int, str], list[int]]:
         with engine.connect() as connection:
-            (look,) = [body for _, body in blocks(ROOT / "docs" / "states.md") if "finished_at IS NULL" in body]
-            return (
-                connection.execute(text("SELECT state FROM jobs")).scalar_one(),
-                [record.id for record in connection.execute(text(look.rstrip(";\n")))],
-            )
+            states = {one.id: one.state for one in connection.execute(text("SELECT id, state FROM jobs"))}
+            return states, [record.id for record in connection.execute(text(look.rstrip(";\n")))]
 
-    assert shown() == ("Started", [first.id])
+    doctor = fix.replace("--fix", "").split()
+    found = servers.run(doctor)
+    assert (found.returncode, "claim behind them: 41." in found.stdout) == (1, True)
+    assert servers.run(fix.split()).returncode == 0
+    assert shown() == ({41: "Pending", 42: "Started"}, [first.id])
+
     with engine.begin() as connection:
-        for statement in filter(str.strip, repair.replace("17", str(first.id)).split(";")):
-            assert connection.execute(text(statement)).rowcount == 1
-    assert shown() == ("Pending", [])
+        assert connection.execute(text(repair.replace("17", str(first.id)).rstrip(";\n"))).rowcount == 1
+    assert servers.run(fix.split()).returncode == 0
+    assert shown() == ({41: "Pending", 42: "Pending"}, [])
+    assert servers.run(doctor).returncode == 0
 
-    (second,) = claims.claim(10, broker.new_rq_id)
-    assert second.id > first.id
+    newer = claims.claim(10, broker.new_rq_id)
+    assert all(claim.id > first.id for claim in newer)
     dead.finish([model.Ended(row.claim, model.Outcome.DONE)])  # it was alive after all
-    assert shown() == ("Queued", [])
+    assert shown() == ({41: "Queued", 42: "Queued"}, [])
     engine.dispose()
+
+
+def section(heading: str) -> str:
+    """The section of states.md whose heading begins so."""
+    (found,) = re.findall(rf"(?ms)^## {heading}.*?(?=^## |\Z)", (ROOT / "docs" / "states.md").read_text("utf-8"))
+    return str(found)
 
 
 # The pages themselves

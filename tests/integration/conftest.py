@@ -88,6 +88,28 @@ def first_fails(id, attempt):
 def other(id):
     note("other", id)
 
+def long(id):
+    note("begin", id, os.getpid())
+    time.sleep(4)
+    note("end", id)
+
+def forever(id):
+    note("begin", id, os.getpid())
+    if sum(line.startswith(f"begin {id} ") for line in open("ran.log")) == 1:
+        time.sleep(600)
+
+def segfault(id):
+    import signal
+    note(id)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def held(id):
+    # C code that holds the GIL for some seconds: catastrophic backtracking.
+    import re
+    note("begin", id)
+    re.match(r"(a?){26}a{26}$", "a" * 26)
+    note("end", id)
+
 def mark():
     note("horse", os.getpid())
 """
@@ -126,7 +148,7 @@ class Work:
 
     def attempts(self, row: int = 1) -> list[Any]:
         """A row's history, oldest attempt first."""
-        return self.sql("SELECT * FROM nih_sched_attempts WHERE row_key = :k ORDER BY attempt", k=f"[{row}]")
+        return self.sql("SELECT * FROM nih_sched_attempts WHERE row_key = :k ORDER BY attempt, id", k=f"[{row}]")
 
     @property
     def env(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from nih_sched.errors import EmbeddedRedisFailed
 START = """
 import os, signal, subprocess, sys, time
 from nih_sched import embedded
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started deaf to it
 hold = embedded.start(sys.argv[1])
 print(hold.url, os.getpid(), flush=True)
 """

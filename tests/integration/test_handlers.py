@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -100,10 +99,10 @@ def test_a_worker_gives_back_what_it_doesnt_serve(lite: Work) -> None:
         eventually(lambda: lite.states() == {"Queued": 1})
         source = scheduler("source", env=lite.env, cwd=lite.folder).stdout.strip()
         env = lite.env | {"NIH_SCHED_WHERE": "id > 5", "NIH_SCHED_JOB": "handlers:count"}
-        producer.send_signal(signal.SIGSTOP)  # it must not claim the row again at once
+        producer.kill()  # it must not claim the row again at once (frozen, it may hold SQLite's only write lock)
+        producer.wait()
         run(stock_worker(source, "--burst"), env=env, cwd=lite.folder)
         assert lite.states() == {"Pending": 1}
-        producer.send_signal(signal.SIGCONT)
     assert lite.ran() == {}
 
 

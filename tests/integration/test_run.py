@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -47,12 +48,12 @@ def test_help_shows_the_six_options_first_with_meanings_and_defaults() -> None:
 
 @pytest.mark.many
 def test_four_instances_run_each_row_once_while_others_insert(work: Work) -> None:
-    total = 2000
-    work.insert(*range(1500))
+    total = 2000 if work.database.name == "sqlite" else 600  # for time; by hand it was 2,000 everywhere
+    work.insert(*range(total * 3 // 4))
     scheduler("init", env=work.env, cwd=work.folder)
 
     def insert_meanwhile() -> None:
-        for first in range(1500, total, 10):
+        for first in range(total * 3 // 4, total, 10):
             work.insert(*range(first, first + 10))
 
     line = ("--job", "handlers:count", "--max-concurrent-jobs", "4", "--quiet")
@@ -211,6 +212,15 @@ def test_producer_and_workers_apart(work: Work) -> None:
     assert work.ran() == {str(i): 1 for i in range(10)}
 
 
+def left_of(process: Any) -> list[psutil.Process]:
+    """What lives of a scheduler, its commands included; but for the embedded Redis, which others may use."""
+    left = []
+    for one in process.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left += [one] if "valkey" not in one.name() else []
+    return left
+
+
 def stop(process: Any, how: str) -> None:
     if how == "term":
         process.terminate()
@@ -241,10 +251,7 @@ def test_stopping_gives_back_what_ran_and_what_waited(lite: Work, how: str, hand
         assert code == (0 if how != "kill -9 of the supervisor" else -signal.SIGKILL)
         eventually(lambda: lite.states() == {"Pending": 20}, timeout=15)
         assert time.monotonic() - before < 15
-        eventually(lambda: not [p for p in process.processes() if "valkey" not in p.name()], timeout=10)
-        assert not [
-            p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] in (["sleep", "61"], ["sleep", "62"])
-        ]
+        eventually(lambda: not left_of(process), timeout=10)
     history = lite.sql("SELECT outcome, reason FROM nih_sched_attempts")
     assert [a.outcome for a in history] == ["interrupted"] * 2
     assert all("told to stop" in a.reason for a in history)

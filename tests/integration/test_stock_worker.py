@@ -20,7 +20,7 @@ def shown(client: Any, source: str, registry: str) -> list[str]:
 
 def test_a_stock_worker_runs_rows_to_done_and_retries_failing_ones(work: Work, redis_url: str) -> None:
     work.insert(1, 2, 3)
-    line = ("--tries", "1", "--delay", "2", "--job", "handlers:first_fails")
+    line = ("--tries", "1", "--delay", "6", "--job", "handlers:first_fails")
     scheduler("init", env=work.env, cwd=work.folder)
     source = scheduler("source", env=work.env, cwd=work.folder).stdout.strip()
     app = web.make_app(redis_url, "pw", serializer=broker.SERIALIZER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import uuid
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -33,6 +34,9 @@ from nih_sched.model import (
 
 settings.register_profile("patient", deadline=None)  # a noisy machine is no failure
 settings.load_profile("patient")
+
+WORDS: dict[State, str | int] = {state: state.value for state in State}
+SOURCE = Source("name", "jobs", "state", ("id",), WORDS, Backoff(), 3600.0, lease=60.0, max_interruptions=7)
 
 # Keys
 
@@ -112,12 +116,45 @@ def test_a_key_is_shown_as_a_person_would_type_it() -> None:
     st.text(),
     st.lists(st.text(), min_size=1).map(tuple),
     st.floats(0, 1e6),
+    st.integers(1, 10**6),
 )
 def test_a_source_comes_back_from_our_table_as_it_was(
-    states: dict[State, str | int], word: str, columns: tuple[str, ...], seconds: float
+    states: dict[State, str | int], word: str, columns: tuple[str, ...], seconds: float, times: int
 ) -> None:
-    source = Source("name", word, word, columns, states, Backoff(seconds, 1.5, seconds, 0.5), seconds)
+    backoff = Backoff(seconds, 1.5, seconds, 0.5)
+    source = Source("name", word, word, columns, states, backoff, seconds, lease=seconds, max_interruptions=times)
     assert Source.from_json("name", source.to_json()) == source
+
+
+def test_a_source_that_an_older_version_wrote_down_has_the_defaults() -> None:
+    written = json.loads(SOURCE.to_json())
+    del written["lease"], written["max_interruptions"]
+    found = Source.from_json("name", json.dumps(written))
+    assert (found.lease, found.max_interruptions) == (120.0, 10)
+    assert dataclasses.replace(SOURCE, lease=120.0, max_interruptions=10) == found
+
+
+@given(
+    st.sampled_from(Outcome),
+    keys,
+    st.integers(1, 2**62),
+    st.none() | st.text(),
+    st.none() | st.text(),
+    st.floats(0, 1e9),
+    st.booleans(),
+)
+def test_what_a_horse_tells_comes_back_as_it_was(
+    outcome: Outcome,
+    key: tuple[object, ...],
+    number: int,
+    reason: str | None,
+    result: str | None,
+    seconds: float,
+    final: bool,
+) -> None:
+    claim = Claim(number, key, "rq", attempt=3, failures=2, tries=5, interruptions=4, first=7, earlier=6)
+    told = Ended(claim, outcome, reason, reason, result, seconds, final=final, postpone=seconds)
+    assert Ended.from_json(told.to_json()) == told
 
 
 # Waits
@@ -164,17 +201,26 @@ def test_a_wait_beyond_all_numbers_is_the_longest_one() -> None:
 # What follows from an outcome
 
 
-def ended(outcome: Outcome, failures: int, tries: int, *, final: bool = False, postpone: float = 0.0) -> Ended:
-    claim = Claim(1, (1,), "rq", attempt=1, failures=failures, tries=tries)
+def ended(
+    outcome: Outcome,
+    failures: int,
+    tries: int,
+    *,
+    final: bool = False,
+    postpone: float = 0.0,
+    interruptions: int = 0,
+) -> Ended:
+    claim = Claim(1, (1,), "rq", attempt=1, failures=failures, tries=tries, interruptions=interruptions)
     return Ended(claim, outcome, final=final, postpone=postpone)
 
 
-ONE = Backoff(1.0, 2.0)
+ONE = dataclasses.replace(SOURCE, backoff=Backoff(1.0, 2.0), max_interruptions=10)
+INTERRUPTIONS = frozenset({Outcome.INTERRUPTED, Outcome.LOST})
 
 
-@given(st.sampled_from(Outcome), st.integers(0, 12), st.integers(0, 12), st.booleans())
-def test_every_outcome_leads_somewhere(outcome: Outcome, failures: int, tries: int, final: bool) -> None:
-    fate = decide(ended(outcome, failures, tries, final=final, postpone=7.0), ONE)
+@given(st.sampled_from(Outcome), st.integers(0, 12), st.integers(0, 12), st.booleans(), st.integers(0, 12))
+def test_every_outcome_leads_somewhere(outcome: Outcome, failures: int, tries: int, final: bool, times: int) -> None:
+    fate = decide(ended(outcome, failures, tries, final=final, postpone=7.0, interruptions=times), ONE)
     assert fate.state not in (State.QUEUED, State.STARTED)
     # A claim goes on exactly when its row waits for another attempt.
     assert fate.claim_goes_on == (fate.state is State.RETRYING)
@@ -182,30 +228,49 @@ def test_every_outcome_leads_somewhere(outcome: Outcome, failures: int, tries: i
     if outcome in FAILURES:
         assert fate.state is (State.FAILED if final or failures >= tries else State.RETRYING)
         if fate.state is State.RETRYING:
-            assert fate.delay == ONE.interval(failures)
+            assert fate.delay == ONE.backoff.interval(failures)
+    assert fate.interruptions == (times + 1 if outcome in INTERRUPTIONS else 0)
     if fate.state is State.FAILED:
-        assert outcome in FAILURES
+        assert outcome in FAILURES or fate.interruptions >= ONE.max_interruptions
+    if outcome in INTERRUPTIONS and fate.interruptions >= ONE.max_interruptions:
+        assert fate.state is State.FAILED
 
 
 @given(st.lists(st.sampled_from(Outcome)), st.integers(0, 8))
 def test_no_row_fails_more_often_than_once_and_its_tries(story: list[Outcome], tries: int) -> None:
-    failures = 0
+    failures = interruptions = 0
     for outcome in [*story, *[Outcome.FAILED] * (tries + 1)]:
-        fate = decide(ended(outcome, failures, tries, postpone=1.0), ONE)
-        failures = fate.failures
+        fate = decide(ended(outcome, failures, tries, postpone=1.0, interruptions=interruptions), ONE)
+        failures, interruptions = fate.failures, fate.interruptions
         assert failures <= 1 + tries
+        assert interruptions <= ONE.max_interruptions
         if not fate.claim_goes_on:
             break
     else:
         pytest.fail("the row never came to an end")
 
 
-@pytest.mark.parametrize("outcome", [Outcome.INTERRUPTED, Outcome.LOST])
+@pytest.mark.parametrize("outcome", sorted(INTERRUPTIONS))
 def test_an_interruption_spends_nothing(outcome: Outcome) -> None:
-    assert decide(ended(outcome, 0, 3), ONE) == Fate(State.READY, 0)
+    assert decide(ended(outcome, 0, 3), ONE) == Fate(State.READY, 0, interruptions=1)
     # A new claim would forget the tries that are spent: the old one goes on, at once.
-    assert decide(ended(outcome, 2, 3), ONE) == Fate(State.RETRYING, 2, 0.0)
-    assert decide(ended(outcome, 3, 3), ONE) == Fate(State.RETRYING, 3, 0.0)
+    assert decide(ended(outcome, 2, 3), ONE) == Fate(State.RETRYING, 2, 0.0, interruptions=1)
+    assert decide(ended(outcome, 3, 3), ONE) == Fate(State.RETRYING, 3, 0.0, interruptions=1)
+
+
+@pytest.mark.parametrize("outcome", sorted(INTERRUPTIONS))
+def test_the_last_of_too_many_interruptions_in_a_row_is_a_failure(outcome: Outcome) -> None:
+    source = dataclasses.replace(ONE, max_interruptions=3)
+    assert decide(ended(outcome, 0, 3, interruptions=1), source) == Fate(State.READY, 0, interruptions=2)
+    assert decide(ended(outcome, 0, 3, interruptions=2), source) == Fate(State.FAILED, 0, interruptions=3)
+    assert decide(ended(outcome, 2, 3, interruptions=2), source) == Fate(State.FAILED, 2, interruptions=3)
+    assert decide(ended(outcome, 0, 3, interruptions=9), source).state is State.FAILED  # it was set lower since
+    assert decide(ended(outcome, 0, 3), dataclasses.replace(ONE, max_interruptions=1)).state is State.FAILED
+
+
+def test_whatever_else_ends_an_attempt_begins_the_count_anew() -> None:
+    for outcome in set(Outcome) - INTERRUPTIONS:
+        assert decide(ended(outcome, 0, 3, interruptions=9), ONE).interruptions == 0
 
 
 def test_fates_by_example() -> None:
@@ -216,7 +281,8 @@ def test_fates_by_example() -> None:
     assert decide(ended(Outcome.FAILED, 1, 3), ONE) == Fate(State.RETRYING, 2, 2.0)
     assert decide(ended(Outcome.FAILED, 0, 3, final=True), ONE) == Fate(State.FAILED, 1)
     assert decide(ended(Outcome.TIMED_OUT, 3, 3), ONE) == Fate(State.FAILED, 4)
-    assert decide(ended(Outcome.CRASHED, 0, 1), Backoff(1.0, jitter=1.0), stretch=0.5) == Fate(State.RETRYING, 1, 1.5)
+    jittered = dataclasses.replace(ONE, backoff=Backoff(1.0, jitter=1.0))
+    assert decide(ended(Outcome.CRASHED, 0, 1), jittered, stretch=0.5) == Fate(State.RETRYING, 1, 1.5)
     assert decide(ended(Outcome.POSTPONED, 0, 3, postpone=0.0), ONE).claim_goes_on
 
 

@@ -77,8 +77,8 @@ SAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", [name for name in fields() if name not in ("handlers", "config")])
 def test_each_setting_is_read_from_each_place(name: str, folder: Path) -> None:
     kind = value_type(name)
-    typed = SAMPLES.get(name) or {int: "7", float: "1.5", bool: "true"}.get(kind, "word")
-    value = {int: 7, float: 1.5, bool: True}.get(kind, typed)
+    typed = SAMPLES.get(name) or {int: "7", float: "2.5", bool: "true"}.get(kind, "word")
+    value = {int: 7, float: 2.5, bool: True}.get(kind, typed)
     if kind is bool:
         assert getattr(load({name: True}, {}), name) is True
     else:

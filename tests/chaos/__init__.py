@@ -1,0 +1,1 @@
+"""The chaos proof: schedulers under seeded faults, and a checker that reads only what was left behind."""

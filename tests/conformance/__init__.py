@@ -1,0 +1,1 @@
+"""The store's contract, the same on every database."""

@@ -1,0 +1,110 @@
+"""Transactions: what is tried again, and what is let through."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from conformance.places import Events, Place, only
+from nih_sched.store import Desk
+
+
+@only("postgresql", "mariadb")
+def test_a_transaction_whose_connection_is_lost_begins_anew(place: Place, events: Events) -> None:
+    place.jobs("Pending", "Pending")
+    desk = place.desk()
+    events.clear()
+    turns = 0
+
+    def work(connection: Any) -> int:
+        nonlocal turns
+        turns += 1
+        connection.execute(text("UPDATE jobs SET name = 'ours' WHERE id = 1"))
+        if turns < 3:
+            mine = "pg_backend_pid()" if place.name == "postgresql" else "connection_id()"
+            number = connection.scalar(text(f"SELECT {mine}"))
+            place.run(f"SELECT pg_terminate_backend({number})" if place.name == "postgresql" else f"KILL {number}")
+        connection.execute(text("UPDATE jobs SET name = 'ours' WHERE id = 2"))
+        return turns
+
+    assert desk.transact(work) == 3
+    assert place.run("SELECT name FROM jobs") == [("ours",), ("ours",)]
+
+
+@only("postgresql", "mariadb")
+def test_a_deadlock_is_nobodys_failure(place: Place) -> None:
+    place.jobs("Pending", "Pending")
+    desks = [place.desk(), place.desk()]
+    barrier = threading.Barrier(2)
+    done: list[int] = []
+
+    def work(desk: Desk, order: tuple[int, int]) -> None:
+        met = False
+
+        def turn(connection: Any) -> None:
+            nonlocal met
+            for number in order:
+                connection.execute(text(f"UPDATE jobs SET name = 'x' WHERE id = {number}"))
+                if not met:
+                    met = True
+                    barrier.wait(30)
+            done.append(order[0])
+
+        desk.transact(turn)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(desks, [(1, 2), (2, 1)], strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(done) == [1, 2]
+
+
+def test_an_error_that_will_not_pass_is_let_through_at_once(place: Place) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    turns = []
+
+    def work(connection: Any) -> None:
+        turns.append(1)
+        connection.execute(text("UPDATE jobs SET nothing = 1"))
+
+    began = time.monotonic()
+    with pytest.raises(DBAPIError) as caught:
+        desk.transact(work)
+    assert not desk.dialect.is_transient(caught.value)
+    assert len(turns) == 1
+    assert time.monotonic() - began < 20
+
+
+def test_a_busy_database_is_waited_for_and_said_to_be(
+    place: Place, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    events.clear()
+    monkeypatch.setattr("nih_sched.store.desk.LOUD_AFTER", 0.03)
+    turns = []
+
+    def work(connection: Any) -> str:
+        turns.append(1)
+        if len(turns) < 6:
+            error: Any = {
+                "sqlite": lambda: type("Busy", (Exception,), {"sqlite_errorcode": 5})("database is locked"),
+                "postgresql": lambda: type("Locked", (Exception,), {"sqlstate": "55P03"})("lock timeout"),
+                "mariadb": lambda: Exception(1205, "Lock wait timeout exceeded"),
+            }[place.name]()
+            raise OperationalError("UPDATE", {}, error)
+        return "at last"
+
+    assert desk.transact(work) == "at last"
+    assert [event for event, _ in events] == ["database_lost", "database_back"]
+    turns.clear()
+    with pytest.raises(OperationalError):
+        desk.transact(work, patience=0.1)
+    assert 1 < len(turns) < 6
