@@ -45,9 +45,8 @@ def born(pid: int) -> int | None:
             fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         except OSError:
             return None
-        return (
-            None if fields[0] in "ZX" else int(fields[19])
-        )  # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+        # Fields 3 and 22 of https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+        return None if fields[0] in "ZX" else int(fields[19])
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)
@@ -106,10 +105,8 @@ def end_all(
     for horse, when in horses:
         if lives(horse, when):
             victims |= _family(horse)
-        if horse > 1 and born(horse) in (
-            None,
-            when,
-        ):  # else the number is another's by now; while a group lives, none gets it
+        # Else the number is another's by now; while a group lives, nobody gets its number.
+        if horse > 1 and born(horse) in (None, when):
             groups.add(horse)
     looks = 0
     for _ in range(ROUNDS):

@@ -116,7 +116,6 @@ class Rounds:
     def __init__(self, slots: Slots, settings: Settings, patrol: bool) -> None:
         self._slots = slots
         self._settings = settings
-        self._patrol = patrol
         self._leases: Leases | None = None
         self._every = min(settings.lease / 6, PATROL)
         # A keeper that follows a dead one is late already. That of a stock worker's horse needn't hurry: a lease begins

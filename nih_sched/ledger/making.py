@@ -19,17 +19,6 @@ SCHEMA_VERSION = 2  # grows by one whenever tables or columns are added; nothing
 TURNS = 10  # tries to make or upgrade our tables, beside others who do the same
 
 
-def ddl(engine: Engine, ledger: Ledger) -> list[str]:
-    """The statements that make our tables, or bring older ones up to date, for those who run DDL by hand."""
-    if exists(engine, ledger, of=ledger.attempts):
-        return upgrade_ddl(engine, ledger)
-    statements = []
-    for table in ledger.metadata.sorted_tables:
-        statements.append(str(CreateTable(table).compile(engine)).strip())
-        statements += [_index(engine, index) for index in table.indexes]
-    return statements + _identity_ddl(engine, ledger)
-
-
 def ensure(engine: Engine, ledger: Ledger) -> bool:
     """Make what is missing of our tables; safe when several do so at once, and while older schedulers run.
 
@@ -94,8 +83,8 @@ def check_made(engine: Engine, ledger: Ledger) -> bool:
     return True
 
 
-def upgrade_ddl(engine: Engine, ledger: Ledger) -> list[str]:
-    """What brings older tables of ours up to date: missing tables, columns and indexes; then the version."""
+def ddl(engine: Engine, ledger: Ledger) -> list[str]:
+    """The statements that make our tables or bring older ones up to date, the version last."""
     named = _names(engine, ledger) if exists(engine, ledger, of=ledger.meta) else set[str]()
     if not set(_identity()) <= named:
         return _shape_ddl(engine, ledger) + _identity_ddl(engine, ledger, named)

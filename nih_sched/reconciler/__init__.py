@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 
 from redis import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -37,7 +38,7 @@ class Reconciler:
         self._leads = False
         self._beats: Standstill[str] = Standstill()
         self._uncarried: Standstill[int] = Standstill()
-        self._dead_workers: set[str] = set()  # that RQ may take for alive
+        self._dead_workers: deque[str] = deque(maxlen=1000)  # that RQ may take for alive, for some minutes
         self._next = self._next_renewal = self._next_gone = 0.0
 
     def tick(self) -> None:
@@ -81,13 +82,13 @@ class Reconciler:
         shortest = min((lease.seconds for lease in leases.values()), default=self._desk.source.lease)
         still = self._beats.see(clock.boot(), alive, longest_gap=max(shortest / 4, 2 * EVERY))
         dead = [lease.id for lease in leases.values() if lease.died is not None]
-        self._dead_workers |= {lease.worker for lease in leases.values() if lease.died is not None}
+        self._dead_workers += {leases[one].worker for one in dead}.difference(self._dead_workers)
         for name, seconds in still.items():
             lease = leases[name]
             if seconds >= lease.seconds and self._leads and self._leases.end(lease.id, "its lease ran out", lease.beat):
                 telemetry.emit("lease_ended", worker=lease.worker, seconds=lease.seconds)
                 dead.append(lease.id)
-                self._dead_workers.add(lease.worker)
+                self._dead_workers.append(lease.worker)
         return dead
 
     def _rescue(self, dead: list[str]) -> None:
