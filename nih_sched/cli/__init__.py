@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -15,9 +16,35 @@ from nih_sched.cli.options import FIRST, help_records
 from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError
 
+# Each command's module and function: imported when it is called, since RQ alone takes a tenth of a second.
+COMMANDS = {
+    "add": ("add", "add"),
+    "dashboard": ("run", "dashboard"),
+    "doctor": ("tables", "doctor"),
+    "init": ("tables", "init"),
+    "producer": ("run", "producer"),
+    "run": ("run", "run"),
+    "source": ("tables", "source"),
+    "status": ("tables", "status"),
+    "uninstall": ("uninstall", "uninstall"),
+    "worker": ("run", "worker_"),
+}
+
 
 class Scheduler(click.Group):
     """A group for which `scheduler OPTIONS` is `scheduler run OPTIONS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the commands."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `run` before options that aren't the group's own."""
@@ -47,8 +74,6 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error, never a traceback."""
-    from nih_sched.cli import add, run, tables  # noqa: PLC0415, F401 - they hang their commands on `cli`
-
     # A connection that is lost while it is given back is no news: whoever needed it says so.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:

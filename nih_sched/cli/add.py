@@ -11,7 +11,6 @@ from typing import Any, TextIO
 import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched.cli import cli
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect
 from nih_sched.dialects.base import reason
@@ -21,7 +20,7 @@ from nih_sched.store.rows import insert_rows, parse_value
 from nih_sched.table import RowTable, reflect
 
 
-@cli.command()
+@click.command()
 @settings_options(TABLE)
 @click.option("--set", "pairs", multiple=True, metavar="COLUMN=VALUE", help="A value of the row; repeat it.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), help="What FILE holds.  [default: by its name]")

@@ -1,4 +1,4 @@
-"""scheduler run, producer, worker, dashboard, source."""
+"""scheduler run, producer, worker, dashboard."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 import click
 
 from nih_sched import broker, runner, supervisor, worker
-from nih_sched.cli import cli, listen
-from nih_sched.cli.options import COMMON, DASHBOARD, RUN, TABLE, settings_options
+from nih_sched.cli import listen
+from nih_sched.cli.options import COMMON, DASHBOARD, RUN, settings_options
 from nih_sched.model import State, show_key
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Looks, open_desk
 from nih_sched.supervisor import View, redis_for
 
 
-@cli.command()
+@click.command()
 @settings_options((*COMMON, *RUN))
 def run(settings: Settings) -> int:
     """Run ready rows: a producer and a pool of workers in one process tree.
@@ -30,7 +30,7 @@ def run(settings: Settings) -> int:
     return supervisor.run(settings, _view_for(settings))
 
 
-@cli.command()
+@click.command()
 @settings_options((*COMMON, *RUN))
 def producer(settings: Settings) -> int:
     """Only claim and enqueue; `scheduler worker` runs the rows, here or elsewhere."""
@@ -41,7 +41,7 @@ def producer(settings: Settings) -> int:
         return supervisor.produce(settings, redis_url)
 
 
-@cli.command("worker")
+@click.command("worker")
 @settings_options(COMMON)
 def worker_(settings: Settings) -> int:
     """Only run rows that a producer has enqueued: one worker, one row at a time."""
@@ -50,16 +50,7 @@ def worker_(settings: Settings) -> int:
         return worker.work(settings, redis_url)
 
 
-@cli.command()
-@settings_options(TABLE)
-def source(settings: Settings) -> None:
-    """Print the source's name, which is its RQ queue's: for `rq worker -S json "$(scheduler source)"`."""
-    desk = open_desk(settings)
-    click.echo(desk.source.name)
-    desk.close()
-
-
-@cli.command()
+@click.command()
 @settings_options((*DASHBOARD, "database_url", "redis_url", "log_format", "quiet", "config"))
 def dashboard(settings: Settings) -> None:
     """Serve rq-dashboard at /rq, behind a password."""

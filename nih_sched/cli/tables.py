@@ -1,30 +1,25 @@
-"""scheduler init, uninstall, status, doctor."""
+"""scheduler init, status, source, doctor."""
 
 from __future__ import annotations
-
-import sys
 
 import click
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import broker, ledger, sample, telemetry
-from nih_sched.cli import cli, listen
+from nih_sched import ledger, sample, telemetry
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect, dialect_of
 from nih_sched.dialects.base import reason
 from nih_sched.doctor import Finding, findings
-from nih_sched.errors import DatabaseRefused, NoSuchTable, UnreachableRedis, UsageError
+from nih_sched.errors import DatabaseRefused, NoSuchTable, UsageError
 from nih_sched.model import State, decode_key, show_key
 from nih_sched.settings import Settings
 from nih_sched.store import Looks, open_desk
-from nih_sched.store.rows import give_all_back, running_count
-from nih_sched.supervisor import redis_for
 from nih_sched.table import find_table, reflect
 
 
-@cli.command()
+@click.command()
 @settings_options(TABLE)
 @click.option("--sample", "with_sample", is_flag=True, help="Make a table with 20 sample rows too, if it isn't there.")
 @click.option("--print-sql", is_flag=True, help="Print the SQL that would be run; run nothing.")
@@ -65,36 +60,7 @@ def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: b
     engine.dispose()
 
 
-@cli.command()
-@settings_options(("database_url", "redis_url", "ledger_schema", "log_format", "quiet", "config"))
-@click.option("--yes", is_flag=True, help="Don't ask, even if rows seem to be running.")
-def uninstall(settings: Settings, yes: bool) -> None:
-    """Give claimed rows back to ready, and drop our tables. Stop all schedulers first."""
-    listen(settings)
-    engine = connect(settings.database_url)
-    own = ledger.tables(settings.ledger_schema)
-    if not ledger.exists(engine, own):
-        raise UsageError(reason=f"There are no tables nih_sched_* in {address(engine.url)}.")
-    running = running_count(engine, own)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError(
-                reason=f"{running} rows are marked as running. Add --yes to uninstall without being asked."
-            )
-        click.confirm(f"{running} rows are marked as running. Give all claimed rows back, drop our tables?", abort=True)
-    count, sources = give_all_back(engine, own)
-    try:
-        with redis_for(settings) as redis_url:
-            connection = broker.connect(redis_url)
-            for name in sources:
-                broker.forget(broker.queue_of(connection, name))
-    except UnreachableRedis as error:
-        click.echo(f"Left the jobs in Redis, they will be refused: {error}", err=True)
-    ledger.drop(engine, own)
-    click.echo(f"Gave {count} rows back and dropped our tables nih_sched_*.")
-
-
-@cli.command()
+@click.command()
 @settings_options(TABLE)
 def status(settings: Settings) -> None:
     """Print how many rows there are in each state, and the newest failures with their reasons."""
@@ -129,7 +95,16 @@ def status(settings: Settings) -> None:
     desk.close()
 
 
-@cli.command()
+@click.command()
+@settings_options(TABLE)
+def source(settings: Settings) -> None:
+    """Print the source's name, which is its RQ queue's: for `rq worker -S json "$(scheduler source)"`."""
+    desk = open_desk(settings)
+    click.echo(desk.source.name)
+    desk.close()
+
+
+@click.command()
 @settings_options(TABLE)
 @click.option("--fix", is_flag=True, help="Put right what was found.")
 def doctor(settings: Settings, fix: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -10,19 +11,22 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from nih_sched.dialects.base import Dialect, reason
-from nih_sched.dialects.mysql import MySQL
-from nih_sched.dialects.postgresql import PostgreSQL
-from nih_sched.dialects.sqlite import SQLite
 from nih_sched.errors import BadSetting, MissingDriver, UnreachableDatabase, UsageError
 
-# How hosts hand addresses out -> our dialect, the driver we use, the extra that installs it
-SCHEMES: dict[str, tuple[type[Dialect], str, str]] = {
-    "postgres": (PostgreSQL, "postgresql+psycopg", "postgresql"),
-    "postgresql": (PostgreSQL, "postgresql+psycopg", "postgresql"),
-    "mysql": (MySQL, "mysql+pymysql", "mysql"),
-    "mariadb": (MySQL, "mariadb+pymysql", "mysql"),
-    "sqlite": (SQLite, "sqlite", ""),
+# How hosts hand addresses out -> our dialect's class, the driver we use, the extra that installs it
+SCHEMES = {
+    "postgres": ("PostgreSQL", "postgresql+psycopg", "postgresql"),
+    "postgresql": ("PostgreSQL", "postgresql+psycopg", "postgresql"),
+    "mysql": ("MySQL", "mysql+pymysql", "mysql"),
+    "mariadb": ("MySQL", "mariadb+pymysql", "mysql"),
+    "sqlite": ("SQLite", "sqlite", ""),
 }
+
+
+def _dialect(name: str) -> Dialect:
+    # Imported when it is needed: each brings SQLAlchemy's own, and a process needs one.
+    made: Dialect = getattr(importlib.import_module(f"nih_sched.dialects.{name.lower()}"), name)()
+    return made
 
 
 def parse(url: str) -> tuple[URL, Dialect, str]:
@@ -41,7 +45,7 @@ def parse(url: str) -> tuple[URL, Dialect, str]:
     dialect, drivername, extra = SCHEMES[backend]
     if not driver:
         parsed = parsed.set(drivername=drivername)
-    return parsed, dialect(), extra
+    return parsed, _dialect(dialect), extra
 
 
 def connect(url: str, *, create: bool = False) -> Engine:
@@ -74,7 +78,7 @@ def dialect_of(engine: Engine) -> Dialect:
     """The dialect of an engine."""
     for backend in (engine.dialect.name, engine.url.get_backend_name()):
         if backend in SCHEMES:
-            return SCHEMES[backend][0]()
+            return _dialect(SCHEMES[backend][0])
     raise UsageError(reason=f"Database {engine.dialect.name} isn't served, expected one of {', '.join(SCHEMES)}.")
 
 

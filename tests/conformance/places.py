@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from servers import Database, eventually
-from sqlalchemy import create_engine, event, inspect, select, text, update
+from servers import Database, eventually, plain_engine
+from sqlalchemy import event, inspect, select, text, update
 
 from nih_sched.dialects import After
 from nih_sched.model import Claim, Ended, Fate, Outcome, StartedRow
@@ -28,7 +28,7 @@ class Place:
 
     def __init__(self, database: Database) -> None:
         self.name, self.url = database.name, database.url
-        self.engine = create_engine(database.url)
+        self.engine = plain_engine(database.url)
         self._desks: list[Desk] = []
         if self.name == "sqlite":
             event.listen(self.engine, "connect", lambda c, record: c.execute("PRAGMA busy_timeout = 20000"))

@@ -11,6 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from conformance.places import Events, Place, only
+from nih_sched.dialects import connect
+from nih_sched.errors import UnreachableDatabase
 from nih_sched.store import Desk
 
 
@@ -108,3 +110,10 @@ def test_a_busy_database_is_waited_for_and_said_to_be(
     with pytest.raises(OperationalError):
         desk.transact(work, patience=0.1)
     assert 1 < len(turns) < 6
+
+
+@only("mariadb")
+def test_tls_on_the_loopback_is_for_those_who_ask(place: Place) -> None:
+    connect(place.url).dispose()
+    with pytest.raises(UnreachableDatabase, match="SSL"):  # the server has none
+        connect(f"{place.url}&ssl_check_hostname=false")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from servers import Database, run, scheduler
+from servers import Database, plain_engine, run, scheduler
 from sqlalchemy import MetaData, Table, select, text
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,7 +25,7 @@ class Example:
 
     def __init__(self, name: str, folder: Path, database: Database, redis_url: str) -> None:
         self.folder = shutil.copytree(EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        self.engine = sqlalchemy.create_engine(database.url, poolclass=sqlalchemy.NullPool)
+        self.engine = plain_engine(database.url, poolclass=sqlalchemy.NullPool)
         self.env = {"DATABASE_URL": database.url, "REDIS_URL": redis_url}
 
     def python(self, *args: str) -> subprocess.CompletedProcess[str]:
