@@ -102,8 +102,9 @@ def guardian(runtime: Path) -> psutil.Process:
 
 
 def kill_guardian(runtime: Path) -> None:
-    guardian(runtime).kill()
-    eventually(lambda: not ours(runtime, "embedded.py"))
+    found = guardian(runtime)
+    found.kill()
+    eventually(lambda: dead(found.pid))  # without a command line it may still hold its locks
 
 
 def all_gone(runtime: Path, timeout: float = 10) -> None:
