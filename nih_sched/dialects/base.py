@@ -18,6 +18,8 @@ from sqlalchemy.types import NullType
 
 from nih_sched.model import Word
 
+IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
+
 
 class Dialect:
     """One database's ways. The default methods are right for a standard one."""
@@ -33,6 +35,9 @@ class Dialect:
 
     def prepare(self, engine: Engine) -> None:
         """What the database as a whole needs once, when our tables are made."""
+
+    def begin(self, connection: Connection) -> None:
+        """At each transaction's begin: if we freeze in the middle of it, others mustn't wait for our locks for ever."""
 
     def wait_briefly(self, connection: Connection) -> None:
         """Have this transaction give up soon on a table or row that others have locked."""

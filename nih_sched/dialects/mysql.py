@@ -24,7 +24,7 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal, literal_column
 
-from nih_sched.dialects.base import Dialect, by_open_key
+from nih_sched.dialects.base import IDLE, Dialect, by_open_key
 from nih_sched.model import Word
 
 # https://mariadb.com/kb/en/mariadb-error-codes/
@@ -37,6 +37,10 @@ TRANSIENT_CODES = frozenset(
         *(1047, 1290, 1792, 1836),  # Galera not ready, read-only
     }
 )
+
+
+# MariaDB has a limit for frozen clients' transactions; MySQL reads over it.
+INIT = f"SET @nih_sched = 1 /*M!100300 , @@SESSION.idle_transaction_timeout = {IDLE} */"
 
 
 class MySQL(Dialect):
@@ -54,7 +58,7 @@ class MySQL(Dialect):
             max_overflow=2,
             pool_pre_ping=True,
             pool_recycle=3600,  # servers close idle connections after wait_timeout
-            connect_args={"connect_timeout": 10} | _tls(url),
+            connect_args={"connect_timeout": 10, "init_command": INIT} | _tls(url),
         )
 
     def wait_briefly(self, connection: Connection) -> None:

@@ -13,12 +13,12 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 
-from nih_sched.dialects.base import Dialect
+from nih_sched.dialects.base import IDLE, Dialect
 from nih_sched.model import Word
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection, resources, rollback, lock, operator
 TRANSIENT_CLASSES = ("08", "40", "53", "57")
-TRANSIENT_CODES = frozenset({"55P03", "25006", "55006"})
+TRANSIENT_CODES = frozenset({"55P03", "25006", "25P03", "55006"})
 
 
 # What the address doesn't say itself. A server that vanished without a word is noticed within half a minute.
@@ -53,6 +53,10 @@ class PostgreSQL(Dialect):
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """FOR NO KEY UPDATE: rows of other tables may go on referring to it meanwhile."""
         return query.with_for_update(of=table, skip_locked=skip_locked, key_share=True)
+
+    def begin(self, connection: Connection) -> None:
+        """For this transaction alone: behind PgBouncer the session is everybody's."""
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'")
 
     def wait_briefly(self, connection: Connection) -> None:
         """For this transaction alone."""

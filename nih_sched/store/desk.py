@@ -50,6 +50,7 @@ class Desk:
 
         def once() -> T:
             with self.engine.begin() as connection:
+                self.dialect.begin(connection)
                 if patience < PATIENCE:
                     self.dialect.wait_briefly(connection)
                 return work(connection)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy import Connection, case, or_, select, update
 
 from nih_sched.dialects import After, Now
-from nih_sched.store.desk import Desk
+from nih_sched.store.desk import PATIENCE, Desk
 
 HOLDS = 10.0  # seconds; with the looks between, another takes over within 15
 
@@ -39,7 +40,9 @@ class Leader:
                 return False
             same &= over  # it may renew, late, at this very moment
         statement = update(sources).where(mine, same).values(leader=self._me, leader_until=After(HOLDS))
-        return bool(self._desk.transact(lambda c: c.execute(statement).rowcount))
+        # One statement, no transaction: frozen in the middle of it, we would keep others from taking over.
+        work = partial(self._desk.read, lambda c: c.execute(statement).rowcount)
+        return bool(self._desk.insist(work, patience=PATIENCE))
 
     def resign(self) -> None:
         """Let another lead at once."""

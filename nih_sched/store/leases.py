@@ -41,7 +41,7 @@ class Hold:
 
 
 class Leases:
-    """Statements on nih_sched_leases; each is one short transaction, and raises what the database raises."""
+    """Statements on nih_sched_leases; each is short, and raises what the database raises."""
 
     def __init__(self, engine: Engine, ledger: Ledger) -> None:
         self._engine = engine
@@ -73,13 +73,13 @@ class Leases:
         c = self._leases.c
         alive = c.id.in_(leases) & c.died.is_(None)
         statement = update(self._leases).where(alive).values(beat=c.beat + 1, lease_until=After(seconds))
-        if self._write(lambda connection: connection.execute(statement).rowcount) == len(leases):
+        if self._at_once(lambda connection: connection.execute(statement).rowcount) == len(leases):
             return set(leases)
-        return set(self._read(lambda connection: connection.execute(select(c.id).where(alive)).scalars().all()))
+        return set(self._at_once(lambda connection: connection.execute(select(c.id).where(alive)).scalars().all()))
 
     def release(self, lease: str) -> None:
         """End the lease of a worker that has nothing in hand any more."""
-        self._write(lambda connection: connection.execute(delete(self._leases).where(self._leases.c.id == lease)))
+        self._at_once(lambda connection: connection.execute(delete(self._leases).where(self._leases.c.id == lease)))
 
     def all(self, host: str | None = None) -> list[Lease]:
         """Every lease there is, or those of one host: about one for each worker process."""
@@ -87,7 +87,7 @@ class Leases:
         query = select(c.id, c.worker, c.host, c.pid, c.born, c.horse, c.horse_born, c.seconds, c.beat, c.died)
         if host is not None:
             query = query.where(c.host == host)
-        return [Lease(*row) for row in self._read(lambda connection: connection.execute(query).all())]
+        return [Lease(*row) for row in self._at_once(lambda connection: connection.execute(query).all())]
 
     def end(self, lease: str, how: str, beat: int | None = None) -> bool:
         """Declare a lease dead; with `beat`, only if it hasn't been renewed since it had that."""
@@ -95,7 +95,7 @@ class Leases:
         statement = update(self._leases).where(c.id == lease, c.died.is_(None))
         if beat is not None:
             statement = statement.where(c.beat == beat)
-        return bool(self._write(lambda connection: connection.execute(statement.values(died=how[:400])).rowcount))
+        return bool(self._at_once(lambda connection: connection.execute(statement.values(died=how[:400])).rowcount))
 
     def forget_dead(self) -> None:
         """Drop dead leases under which no attempt is left to be ended."""
@@ -118,8 +118,10 @@ class Leases:
 
     def _write(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
+            dialect_of(self._engine).begin(connection)
             return work(connection)
 
-    def _read(self, work: Callable[[Connection], Any]) -> Any:
+    def _at_once(self, work: Callable[[Connection], Any]) -> Any:
+        # One statement, without a transaction in whose middle we could freeze and keep others from declaring us dead.
         with dialect_of(self._engine).reading(self._engine) as connection:
             return work(connection)

@@ -25,6 +25,7 @@ from nih_sched.runner import Site
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
 REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried again
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
+LISTEN_AGAIN = 2.0  # seconds until the thread that hears RQ's commands listens again after an error
 STOP_NOW = signal.SIGQUIT
 WARM = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -95,6 +96,12 @@ class Worker(RQWorker):
         self.site.close()
         if self._slots is not None:
             self._slots.close()
+
+    def subscribe(self) -> None:
+        """RQ's; its listening thread would end with a traceback when Redis is frozen, or while we close it."""
+        super().subscribe()  # type: ignore[no-untyped-call]
+        thread: Any = self.pubsub_thread
+        thread.exception_handler = lambda error, pubsub, thread: time.sleep(LISTEN_AGAIN)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """RQ's, for our one function; whoever can write to Redis can't have anything else run here."""

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from conformance.places import Events, Place, only
 from nih_sched.dialects import connect
+from nih_sched.dialects.base import IDLE
 from nih_sched.errors import UnreachableDatabase
 from nih_sched.store import Desk
 
@@ -117,3 +118,32 @@ def test_tls_on_the_loopback_is_for_those_who_ask(place: Place) -> None:
     connect(place.url).dispose()
     with pytest.raises(UnreachableDatabase, match="SSL"):  # the server has none
         connect(f"{place.url}&ssl_check_hostname=false")
+
+
+@only("postgresql", "mariadb")
+def test_a_frozen_transaction_keeps_its_locks_for_some_seconds_only(place: Place) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    turns = 0
+    locked = threading.Event()
+
+    def work(connection: Any) -> int:
+        nonlocal turns
+        turns += 1
+        connection.execute(text("UPDATE jobs SET name = 'ours' WHERE id = 1"))
+        if turns == 1:
+            locked.set()
+            time.sleep(IDLE + 3)
+        connection.execute(text("UPDATE jobs SET name = 'ours again' WHERE id = 1"))
+        return turns
+
+    ended: list[int] = []
+    frozen = threading.Thread(target=lambda: ended.append(desk.transact(work)))
+    frozen.start()
+    assert locked.wait(10)
+    place.run("UPDATE jobs SET name = 'theirs' WHERE id = 1")
+    assert ended == []
+    assert place.run("SELECT name FROM jobs") == [("theirs",)]
+    frozen.join()
+    assert ended == [2]
+    assert place.run("SELECT name FROM jobs") == [("ours again",)]

@@ -1,7 +1,4 @@
-"""Redis or the database away for a while, with nothing in flight: said once, and work goes on by itself.
-
-What was in flight when Redis lost it is the rescue's business, which isn't built yet.
-"""
+"""Redis or the database away for a while, with nothing in flight: said once, and work goes on by itself."""
 
 from __future__ import annotations
 

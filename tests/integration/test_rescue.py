@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from conftest import Work, stock_worker
 from redis import Redis
 from servers import eventually, scheduler, spawn, spawn_scheduler
+from sqlalchemy import make_url
 
 pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
 
@@ -46,6 +49,26 @@ def outcomes(work: Work, row: int = 1) -> list[str | None]:
     """How the row's attempts ended, oldest first."""
     found = work.sql("SELECT outcome FROM nih_sched_attempts WHERE row_key = :k ORDER BY started_at", k=f"[{row}]")
     return [record.outcome for record in found]
+
+
+def freeze(processes: list[psutil.Process], work: Work) -> None:
+    """Stop these, but not in the middle of a write to SQLite: nobody could write until they thaw."""
+
+    def frozen() -> bool:
+        for one in processes:
+            one.suspend()
+        if work.database.name != "sqlite":
+            return True
+        try:
+            with contextlib.closing(sqlite3.connect(make_url(work.database.url).database or "", timeout=1)) as file:
+                file.execute("BEGIN IMMEDIATE")
+                return True
+        except sqlite3.OperationalError:
+            for one in processes:
+                one.resume()
+            return False
+
+    eventually(frozen)
 
 
 def test_a_killed_workers_rows_move_and_its_horse_is_ended(work: Work) -> None:
@@ -106,7 +129,7 @@ def test_a_frozen_keeper_ends_no_lease_that_a_horse_still_runs_under(lite: Work)
         eventually(begun(lite))
         (horse,) = role(process, "horse")
         (keeper,) = role(process, "keeper")
-        keeper.suspend()
+        freeze([keeper], lite)
         eventually(lambda: not lives(horse))  # its worker stops what nobody vouches for
         keeper.resume()
         eventually(lambda: lite.states() == {"Done": 1})
@@ -136,8 +159,7 @@ def test_a_frozen_tree_loses_its_rows_and_is_refused_when_it_thaws(work: Work) -
         eventually(begun(work))
         (horse,) = role(frozen, "horse")
         tree = frozen.processes()
-        for one in tree:
-            one.suspend()
+        freeze(tree, work)
         with spawn_scheduler(*line, env=work.env, cwd=work.folder) as process:
             eventually(lambda: work.states() == {"Done": 1}, timeout=40)
             for one in tree:

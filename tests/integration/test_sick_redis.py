@@ -13,6 +13,9 @@ from conftest import Work, make_work
 from redis import Redis
 from servers import Database, eventually, spawn_scheduler
 
+from nih_sched import broker
+from nih_sched.worker import Worker
+
 pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
 
 LINE = ("--job", "handlers:count", "--max-concurrent-jobs", "2", "--delay", "0.1")
@@ -90,3 +93,16 @@ def test_back_with_the_data_of_an_hour_ago(app: Work, sick: servers.Redis) -> No
         once_each(app, 40)
         process.terminate()
         assert process.wait(40) == 0
+
+
+def test_the_thread_that_hears_rqs_commands_outlives_its_connection(redis_url: str) -> None:
+    worker = Worker(["any"], connection=broker.connect(redis_url))
+    worker.subscribe()
+    thread = worker.pubsub_thread
+    assert worker.pubsub is not None
+    worker.pubsub.close()  # under its hands: pytest fails for a thread that ends with an error
+    thread.join(1)
+    assert thread.is_alive()
+    thread.stop()
+    thread.join(10)
+    assert not thread.is_alive()
