@@ -27,6 +27,11 @@ class Peer:
 _RQ = "SELECT count(*), max(finished_at) FROM jobs WHERE state = 'Done'"
 _RQ_NEEDS = ("rq>=3,<4", "sqlalchemy>=2.1,<2.2", "psycopg[binary]")
 _RQ_DURABLE = "the row's state and end: two commits by the function itself, on PostgreSQL; the job is in Redis alone"
+_NOTHING = "nothing: jobs are in Redis alone, which saves nothing here"
+_CELERY = (
+    *("{bin}/celery", "-A", "celery_app", "worker", "--pool", "prefork", "--concurrency", "2"),
+    *("--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"),
+)
 _PROCRASTINATE = (
     *("{bin}/procrastinate", "--app", "procrastinate_app.app", "--log-level", "warning"),
     *("worker", "--concurrency", "30"),
@@ -70,6 +75,38 @@ PEERS = {
             settings="2 processes, batch_size 100, asyncpg, uvloop, after `pgq autovac`, async function",
             durable=_OWN_QUEUE,
             ended="SELECT count(*), max(created) FROM pgqueuer_log WHERE status = 'successful'",
+        ),
+        Peer(
+            name="celery",
+            app="celery_app.py",
+            requires=("celery[redis]",),
+            workers=(_CELERY,),
+            settings="1 worker with 2 prefork processes, prefetch multiplier 128, early acks, results ignored",
+            durable=_NOTHING,
+        ),
+        Peer(
+            name="dramatiq",
+            app="dramatiq_app.py",
+            requires=("dramatiq[redis]",),
+            workers=(("{bin}/dramatiq", "dramatiq_app", "--processes", "2", "--threads", "8"),),
+            settings="2 processes of 8 threads, no results",
+            durable=_NOTHING,
+        ),
+        Peer(
+            name="huey",
+            app="huey_app.py",
+            requires=("huey", "redis"),
+            workers=(("{bin}/huey_consumer", "huey_app.huey", "-k", "process", "-w", "2", "--quiet"),),
+            settings="1 consumer with 2 worker processes, waiting by BLPOP, no results",
+            durable=_NOTHING,
+        ),
+        Peer(
+            name="taskiq",
+            app="taskiq_app.py",
+            requires=("taskiq", "taskiq-redis", "uvloop"),
+            workers=(("{bin}/taskiq", "worker", "taskiq_app:broker", "--workers", "2", "--log-level", "WARNING"),),
+            settings="2 processes, ListQueueBroker, uvloop, no results, async function",
+            durable=_NOTHING,
         ),
     )
 }

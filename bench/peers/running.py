@@ -79,6 +79,7 @@ def run(bench: Bench, environment: Environment, jobs: int, max_seconds: float) -
         env = _env(bench, count, database, environment)
         app = str(APPS / peer.app)
         trees.run([str(environment.folder / "bin" / "python"), app, "fill", str(jobs)], env, APPS)
+        tables.analyze(database, "")
         bench.rig.settle(database)
         workers = [[environment.fill_in(word, bench.rig.redis.url) for word in line] for line in peer.workers]
         with trees.running(workers, env, APPS) as tree:
@@ -104,15 +105,16 @@ def run(bench: Bench, environment: Environment, jobs: int, max_seconds: float) -
     return Ran(ended, (last or time.time()) - spent.started, runs, spent.cpu, whole)
 
 
-def size(bench: Bench, environment: Environment, most: int) -> int:
+def size(bench: Bench, environment: Environment) -> int:
     """How many jobs make a run of about 15 s, by a short try that isn't counted."""
+    most, seconds = int(bench.options.rows), min(SECONDS, float(bench.options.max_seconds))
     first = min(FIRST, most)
     ran = run(bench, environment, first, bench.options.max_seconds)
     rate: float = ran.runs.runs / ran.runs.span if ran.runs.runs > 1 and ran.runs.span > 0 else 1.0
     if first < most and rate > 2 * FIRST:  # it took less than half a second, which says little
         ran = run(bench, environment, min(10 * FIRST, most), bench.options.max_seconds)
         rate = ran.runs.runs / ran.runs.span
-    return max(min(most, round(rate * min(SECONDS, bench.options.max_seconds))), min(most, 20))
+    return max(min(most, round(rate * seconds)), min(most, 20))
 
 
 def _env(bench: Bench, count: counts.Counts, database: servers.Database, environment: Environment) -> Mapping[str, str]:

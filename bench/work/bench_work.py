@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import time
 
 SLOT = struct.Struct("@qqqq")  # runs, first start, last end, ns inside: native words, which are never seen half written
@@ -17,6 +18,7 @@ SPIN = os.environ.get("BENCH_SPIN") == "1"
 
 _page: mmap.mmap | None = None
 _runs = _first = _inside = 0
+_lock = threading.Lock()  # some run several at once in threads
 
 
 def _open() -> mmap.mmap:
@@ -29,9 +31,10 @@ def _open() -> mmap.mmap:
 
 
 def _forget() -> None:
-    global _page, _runs, _first, _inside
+    global _page, _runs, _first, _inside, _lock
     _page = None
     _runs = _first = _inside = 0
+    _lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -39,11 +42,12 @@ os.register_at_fork(after_in_child=_forget)
 
 def _count(began: int, ended: int) -> None:
     global _page, _runs, _first, _inside
-    if _page is None:
-        _page, _first = _open(), began
-    _runs += 1
-    _inside += ended - began
-    SLOT.pack_into(_page, 0, _runs, _first, ended, _inside)
+    with _lock:
+        if _page is None:
+            _page, _first = _open(), began
+        _runs += 1
+        _inside += ended - began
+        SLOT.pack_into(_page, 0, _runs, _first, ended, _inside)
 
 
 def _take(seconds: float) -> None:

@@ -7,34 +7,28 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache
 
 import bench_work
 from redis import Redis
 from rq import Queue, Worker
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import create_engine, text
 
 PAYLOAD = "thirty characters of a payload"
-
-
-@cache
-def engine() -> Engine:
-    """One for each horse, made after the fork."""
-    return create_engine(os.environ["DATABASE_URL"])
+engine = create_engine(os.environ["DATABASE_URL"])  # the driver is imported with it; each horse connects by itself
 
 
 def job(id: int, payload: str) -> None:
     """Started, the work, Done."""
-    with engine().begin() as connection:
+    with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'Started' WHERE id = :id"), {"id": id})
     bench_work.noop(id, payload)
-    with engine().begin() as connection:
+    with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET state = 'Done', finished_at = now() WHERE id = :id"), {"id": id})
 
 
 def fill(rows: int) -> None:
     """Rows and jobs."""
-    with engine().begin() as connection:
+    with engine.begin() as connection:
         columns = "id bigint PRIMARY KEY, state text NOT NULL, payload text NOT NULL, finished_at timestamptz"
         connection.execute(text(f"CREATE TABLE jobs ({columns})"))
         values = f"SELECT i, 'Queued', '{PAYLOAD}' FROM generate_series(1, {rows}) AS i"
