@@ -40,7 +40,7 @@ def parser(workloads: Sequence[str]) -> argparse.ArgumentParser:
     add("--rounds", type=int, default=3, help="each system's turns; at least 3 for a record")
     add("--max-seconds", type=float, default=120.0, help="a run is cut off then, its rate is of what it did")
     add("--rows", type=int, default=200_000, help="noop and scaling: ready rows; of a peer at most so many")
-    add("--spaced-rows", type=int, default=20_000, help="1ms: rows; 50ms and mixed take a twentieth of them")
+    add("--spaced-rows", type=int, default=20_000, help="1ms: rows; 50ms and mixed take a twentieth of that")
     add("--spin", action="store_true", help="handlers burn their time instead of sleeping")
     add("--probes", type=int, default=200, help="latency: rows, each inserted alone")
     add("--busy-rate", type=float, default=50.0, help="latency while busy: other rows a second")

@@ -57,7 +57,8 @@ class Drained:
     seconds: float  # from the start of the command to the last finish
     exited: float  # to its exit
     runs: counts.Runs
-    cpu: float  # of the command's tree
+    cpu: float  # seconds, of the command's tree
+    server_cpu: float  # meanwhile, of the database's server and Redis
     whole: bool  # whether all were done; otherwise it was cut off
 
     @property
@@ -82,10 +83,12 @@ def drain(
     count = counts.Counts(spin=bench.options.spin)
     bench.rig.redis.flush()
     bench.rig.settle(database)
+    server_cpu = bench.rig.cpu(database.name)
     with trees.running(commands, env(bench, database, count), INSIDE) as tree:
         whole = tree.wait(bench.options.max_seconds)
         spent = tree.stop()
         output = tree.output
+    server_cpu = bench.rig.cpu(database.name) - server_cpu
     book = tables.ledger(database)
     runs = count.read()
     done = book.done - before
@@ -97,6 +100,5 @@ def drain(
         bench.check(book.other == 0, f"{what}: {book.other} attempts aren't done, or have no times")
     bench.check(done <= runs.runs, f"{what}: the ledger has {done} done, handlers counted {runs.runs} runs")
     bench.check(done > 0, f"{what}: no row was done\n{output[-2000:]}")
-    if spent.ended_ns == spent.started_ns or book.last is None:
-        return Drained(done, float("nan"), spent.seconds, runs, spent.cpu, whole)
-    return Drained(done, book.last - spent.started, spent.seconds, runs, spent.cpu, whole)
+    seconds = float("nan") if book.last is None else book.last - spent.started
+    return Drained(done, seconds, spent.seconds, runs, spent.cpu, server_cpu, whole)

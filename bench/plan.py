@@ -46,7 +46,7 @@ class Plan:
     baseline: str  # the system that the ratios are to
     about: str
     notes: Mapping[str, str] = field(default_factory=dict)  # system → what to know of it
-    rounds: int | None = None  # where one is enough, or more wouldn't say more
+    rotate: bool = True  # whether each round begins with another system
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ Workload = Callable[[Bench], AbstractContextManager[Plan]]
 
 
 def measure(bench: Bench, name: str, plan: Plan) -> Iterator[Figure]:
-    """Every system in turn, round after round; each round begins with another one."""
-    for number in range(plan.rounds or bench.options.rounds):
-        turn = number % len(plan.steps)
+    """Every system in turn, round after round."""
+    for number in range(bench.options.rounds):
+        turn = number % len(plan.steps) if plan.rotate else 0
         for step in [*plan.steps[turn:], *plan.steps[:turn]]:
             for metric, value in step.run().items():
                 print(f"  {name} round {number + 1} · {step.system} · {metric}: {value:,.4g}", flush=True)

@@ -48,9 +48,9 @@ class Redis:
         self.server.flush()
 
     def sizes(self) -> dict[str, float]:
-        """Memory in MB, keys, RQ jobs, and jobs waiting in RQ's queues."""
+        """Memory in MB, keys, and jobs that wait in RQ's queues."""
         with redis.Redis.from_url(self.url) as client:
-            waiting = sum(int(client.llen(key)) for key in client.scan_iter("rq:queue:*", count=10_000, _type="list"))
+            waiting = sum(int(client.llen(key)) for key in client.smembers("rq:queues"))
             return {
                 "MB": client.info("memory")["used_memory"] / 2**20,
                 "keys": client.dbsize(),

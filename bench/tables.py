@@ -63,7 +63,7 @@ def fill_lengths(database: servers.Database, lengths: Iterable[float]) -> None:
 
 
 def analyze(database: servers.Database, table: str = "jobs") -> None:
-    """What a database does by itself some time after many inserts, done now."""
+    """What a database does by itself some time after many inserts, done now; on PostgreSQL also for all tables, ""."""
     word = {"postgresql": "VACUUM (ANALYZE) {}", "mariadb": "ANALYZE TABLE {}", "sqlite": "ANALYZE {}"}
     with engine_of(database) as engine, engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(text(word[database.name].format(table)))

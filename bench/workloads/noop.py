@@ -25,7 +25,7 @@ def noop(bench: Bench) -> Iterator[Plan]:
         notes[system] = f"{bench.options.rows:,} rows; durable: each row's state, each attempt in the ledger"
     for peer in peers.chosen(bench.options.peers):
         environment = running.install(peer, bench.options.venvs)
-        jobs = running.size(bench, environment, bench.options.rows)
+        jobs = running.size(bench, environment)
         system = f"{peer.name} {environment.version}"
         steps.append(Step(system, partial(_peer, bench, environment, jobs)))
         notes[system] = f"{jobs:,} jobs; {peer.settings}; durable: {peer.durable}"
