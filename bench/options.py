@@ -11,17 +11,18 @@ from bench.peers.running import default_folder
 
 QUICK = {
     "rounds": 1,
-    "rows": 30,
+    "workloads": "noop,mixed,latency,growth,idle,scaling,fairness,bulk",
+    "rows": 20,
     "spaced_rows": 20,
-    "probes": 5,
-    "done": [100, 1000],
-    "growth_rows": 20,
-    "idle_seconds": 2.0,
-    "fair_seconds": 2.0,
-    "bulk_rows": 40,
-    "busy_rate": 10.0,
+    "probes": 3,
+    "done": [10, 100],
+    "growth_rows": 10,
+    "idle_seconds": 1.0,
+    "fair_seconds": 1.0,
+    "bulk_rows": 20,
+    "busy_rate": 2.0,
     "max_seconds": 20.0,
-    "databases": "postgresql,sqlite",
+    "databases": "postgresql",
     "peers": "none",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -68,6 +69,12 @@ def measure(bench: Bench, name: str, plan: Plan) -> Iterator[Figure]:
     for number in range(bench.options.rounds):
         turn = number % len(plan.steps) if plan.rotate else 0
         for step in [*plan.steps[turn:], *plan.steps[:turn]]:
-            for metric, value in step.run().items():
+            try:
+                found = step.run()
+            except Exception as error:  # a loop's top
+                traceback.print_exc()
+                bench.check(False, f"{name}, {step.system}: {error}")
+                continue
+            for metric, value in found.items():
                 print(f"  {name} round {number + 1} · {step.system} · {metric}: {value:,.4g}", flush=True)
                 yield Figure(name, number + 1, step.system, metric, value)

@@ -16,6 +16,7 @@ _KEY = {
     "mariadb": "bigint AUTO_INCREMENT PRIMARY KEY",
     "sqlite": "integer PRIMARY KEY AUTOINCREMENT",
 }
+CHUNK = 1_000_000
 PAYLOAD = "thirty characters of a payload"
 COLUMNS = "state varchar(20) NOT NULL DEFAULT 'Pending', payload varchar(100) NOT NULL"
 
@@ -73,6 +74,21 @@ def by_state(database: servers.Database, table: str = "jobs") -> dict[str, int]:
     """Rows by state."""
     with engine_of(database) as engine, engine.connect() as connection:
         return dict(map(tuple, connection.execute(text(f"SELECT state, count(*) FROM {table} GROUP BY 1"))))
+
+
+def copy_attempts(database: servers.Database, wanted: int) -> None:
+    """On PostgreSQL: so many finished attempts, copies of one that is there already, whatever columns it has."""
+    query = "SELECT column_name FROM information_schema.columns WHERE table_name = 'nih_sched_attempts'"
+    with engine_of(database) as engine:
+        with engine.connect() as connection:
+            names = [name for (name,) in connection.execute(text(query)) if name != "id"]
+        columns = ", ".join(f'"{name}"' for name in names)
+        first = f"(SELECT {columns} FROM nih_sched_attempts WHERE outcome = 'done' ORDER BY id LIMIT 1) AS attempt"
+        for start in range(0, wanted, CHUNK):
+            numbers = f"generate_series(1, {min(CHUNK, wanted - start)})"
+            with engine.begin() as connection:
+                select = f"SELECT {columns} FROM {first} CROSS JOIN {numbers}"
+                connection.execute(text(f"INSERT INTO nih_sched_attempts ({columns}) {select}"))
 
 
 @dataclass(frozen=True)

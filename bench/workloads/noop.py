@@ -11,6 +11,7 @@ from bench.peers import running
 from bench.plan import NAMES, OURS, Bench, Plan, Step
 
 WORKERS = 2
+CUT_OFF = "rows done when it was cut off"
 
 
 @contextmanager
@@ -52,10 +53,11 @@ def _ours(bench: Bench, kind: str) -> Mapping[str, float]:
         "rows/s": drained.rate,
         "seconds to the last end": drained.seconds,
         "seconds to the exit": drained.exited,
-        "rows": drained.rows,
+        **({} if drained.whole else {CUT_OFF: drained.rows}),
     }
 
 
 def _peer(bench: Bench, environment: running.Environment, jobs: int) -> Mapping[str, float]:
     ran = running.run(bench, environment, jobs, bench.options.max_seconds)
-    return {"rows/s": ran.jobs / ran.seconds, "seconds to the last end": ran.seconds, "rows": ran.jobs}
+    cut_off = {} if ran.whole else {CUT_OFF: ran.jobs}
+    return {"rows/s": ran.jobs / ran.seconds, "seconds to the last end": ran.seconds, **cut_off}
