@@ -34,7 +34,7 @@ class Case:
     @property
     def system(self) -> str:
         """For the table."""
-        bells = {"": "polling", "notify": "init --notify", "ring": "nih_sched.ring"}
+        bells = {"": "no bell", "notify": "init --notify", "ring": "nih_sched.ring"}
         return f"{NAMES[self.kind]}, {bells[self.bell]}, {'busy' if self.busy else 'idle'}"
 
 
