@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -18,7 +19,7 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import ClaimRefused, DatabaseRefused, NihError
 from nih_sched.model import Claim, State
 from nih_sched.settings import Settings
-from nih_sched.store import Claims, Desk, Due, Looks, Retries
+from nih_sched.store import Claims, Desk, Due, Looks, Retries, Seen
 from nih_sched.store.desk import register
 from nih_sched.wake import Sign, Wake
 
@@ -101,8 +102,7 @@ class Producer:
             poll = self._settings.poll_interval
         self._next_table = clock.monotonic() + poll
         self._moving = bool(tick.claimed or tick.sent) or seen.moving or (self._counts_down and seen.due is not None)
-        waits = [poll, OPEN_WAIT if self._moving else LEDGER_WAIT]
-        return min(waits if seen.due is None else [*waits, max(seen.due, 0.001)])
+        return min(poll, OPEN_WAIT if self._moving else LEDGER_WAIT, _until(seen))
 
     def is_over(self, tick: Tick) -> bool:
         """Whether --burst or --max-rows has reached its end."""
@@ -143,7 +143,8 @@ class Producer:
                     tick = self.tick()
                     if self.is_over(tick):
                         return self.ended()
-                    self._next_tick = clock.monotonic() + self.pause_after(tick, poll)
+                    pause = self.pause_after(tick, poll)
+                    self._next_tick = clock.monotonic() + pause
                 wake.tend()
             except broker.OUTAGES as error:
                 self._lost("redis", str(error))
@@ -180,15 +181,14 @@ class Producer:
             return False
         rows = sign is Sign.CHANGE or now >= self._next_table - 0.001
         seen = self.looks.around(rows=rows)
-        if seen.ready or (seen.moving and not self._moving) or (seen.due is not None and seen.due <= 0):
+        if seen.ready or (seen.moving and not self._moving) or seen.due == 0.0:
             return True
         # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.
         self._quiet = min(2 * max(self._quiet, BUSY_WAIT), OPEN_WAIT) if sign is Sign.CHANGE else 0.0
         if rows:
             self._next_table = now + poll
         if not self._moving:
-            waits = [self._next_table - now, LEDGER_WAIT]
-            self._next_tick = now + min(waits if seen.due is None else [*waits, max(seen.due, 0.001)])
+            self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
         return False
 
     def _claim(self, room: int) -> int:
@@ -254,3 +254,10 @@ class Producer:
         return ClaimRefused(
             column=rows.status.name, table=rows.name, word=rows.words[State.QUEUED], reason=reason(error)
         )
+
+
+def _until(seen: Seen) -> float:
+    """Seconds until the next retry is due; one that is overdue, because RQ still has it, is looked at anew."""
+    if seen.due is None:
+        return math.inf
+    return seen.due or BUSY_WAIT

@@ -24,7 +24,7 @@ class Seen:
 
     ready: bool  # ready rows
     moving: bool  # claims that are queued or run
-    due: float | None  # seconds until the next of the others is
+    due: float | None  # seconds until the next of the others is; None when none waits
 
 
 class Looks:
@@ -59,8 +59,8 @@ class Looks:
             next_due.scalar_subquery(),
             Now(),
         )
-        found = desk.read(lambda connection: connection.execute(query).one())
-        return Seen(bool(found[0]), bool(found[1]), None if found[2] is None else seconds_between(found[3], found[2]))
+        ready_one, moving_one, due, now = desk.read(lambda connection: connection.execute(query).one())
+        return Seen(bool(ready_one), bool(moving_one), None if due is None else max(0.0, seconds_between(now, due)))
 
     def by_word(self) -> dict[Any, int]:
         """How many rows there are of each word in the status column."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Table, func, or_, select, update
+from sqlalchemy import Table, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
@@ -101,12 +101,6 @@ class Retries:
         if rq_id is not None:
             statement = statement.where(c.rq_id == rq_id)
         self._desk.transact(lambda connection: connection.execute(statement), patience=FOREVER)
-
-    def seconds_to_next(self) -> float | None:
-        """Seconds until the next waiting claim is due, by the database's clock; None when none waits."""
-        query = select(func.min(self._attempts.c.due_at), Now()).where(self._waiting)
-        earliest, now = self._desk.read(lambda connection: connection.execute(query).one())
-        return None if earliest is None else max(0.0, seconds_between(now, earliest))
 
 
 def waiting(attempts: Table, source: str) -> ColumnElement[bool]:
