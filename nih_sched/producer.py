@@ -29,6 +29,7 @@ OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 1.0  # seconds overdue after which a retry that RQ doesn't show any more is sent anew
 DUE_AT_ONCE = 500
 TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
+LATELY = 5.0  # seconds after the last claim's end in which another row is likely
 LEDGER_WAIT = 5.0  # seconds between looks for what other producers and workers have on its way
 OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
 
@@ -68,7 +69,7 @@ class Producer:
         self._began = self.looks.now()
         self._counts_down = settings.burst or settings.max_rows is not None
         self._moving = True  # whether claims are queued or run, as far as we know
-        self._next_tick = self._next_table = 0.0
+        self._next_tick = self._next_table = self._brisk_until = 0.0
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
 
@@ -163,7 +164,10 @@ class Producer:
             for server in sorted(self._away):
                 telemetry.emit(f"{server}_back")
             self._away.clear()
-            sign = wake.wait(self._next_tick - clock.monotonic(), self._quiet)
+            now = clock.monotonic()
+            if self._moving:
+                self._brisk_until = now + LATELY
+            sign = wake.wait(self._next_tick - now, self._quiet, brisk=now < self._brisk_until)
         return None
 
     def _poll(self, told: bool) -> float:

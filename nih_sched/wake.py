@@ -120,13 +120,15 @@ class Wake:
         """Wait for so long, or for the stop."""
         self._stop.wait(seconds)
 
-    def wait(self, seconds: float, quiet: float = 0.0) -> Sign:
+    def wait(self, seconds: float, quiet: float = 0.0, *, brisk: bool = False) -> Sign:
         """Wait up to `seconds`, or until there is a sign, or for the stop.
 
         Args:
             seconds: how long.
             quiet: for the first so many of them no sign ends the wait, none is lost: so that many make one tick.
+            brisk: whether new rows are likely.
         """
+        self._watch.brisk = brisk
         deadline = clock.monotonic() + seconds
         if quiet > 0:
             self._stop.wait(min(quiet, seconds))

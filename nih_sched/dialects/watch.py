@@ -17,6 +17,7 @@ class Watch:
     live = False  # whether it has shown that it tells of each row that becomes ready
     sure = True  # whether it tells of rows of ours; False: of any change
     every: float | None = None  # seconds between two calls of rung(), where no file descriptor says when
+    brisk = False  # set by who waits: whether that may be more often
 
     def fileno(self) -> int | None:
         """What becomes readable when it tells; None: nothing does."""

@@ -81,7 +81,7 @@ class Noted(Wake):
     def tend(self) -> None:
         pass
 
-    def wait(self, seconds: float, quiet: float = 0.0) -> Sign:
+    def wait(self, seconds: float, quiet: float = 0.0, *, brisk: bool = False) -> Sign:
         self.asked.append(self.said.copy())
         self.said.clear()
         self.pauses.append(seconds)
