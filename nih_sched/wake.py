@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import selectors
+import select
 from enum import Enum, auto
 from typing import Any
 
@@ -86,7 +87,7 @@ class Doorbell:
 
 
 class Wake:
-    """One producer's; it waits in select(), without threads."""
+    """One producer's; it waits in poll(), without threads."""
 
     def __init__(self, stop: clock.Bell, watch: Watch, doorbell: Doorbell) -> None:
         self._stop = stop
@@ -132,24 +133,18 @@ class Wake:
         deadline = clock.monotonic() + seconds
         if quiet > 0:
             self._stop.wait(min(quiet, seconds))
-        with selectors.PollSelector() as selector:
-            selector.register(self._stops, selectors.EVENT_READ)
-            for source in (self._watch, self._doorbell):
-                line = source.fileno()
-                if line is not None:
-                    selector.register(line, selectors.EVENT_READ, source)
-            while not self._stop.rung:
-                every = self._watch.every
-                if every is not None and self._watch.rung():
-                    return self._watch_sign()
-                left = deadline - clock.monotonic()
-                if left <= 0:
-                    break
-                for key, _ in selector.select(left if every is None else min(left, every)):
-                    if key.data is self._doorbell and self._doorbell.rung():
-                        return Sign.RING
-                    if key.data is self._watch and self._watch.rung():
-                        return self._watch_sign()
+        while not self._stop.rung:
+            every = self._watch.every
+            if every is not None and self._watch.rung():
+                return self._watch_sign()
+            left = deadline - clock.monotonic()
+            if left <= 0:
+                break
+            told = self._select(left if every is None else min(left, every))
+            if self._doorbell in told and self._doorbell.rung():
+                return Sign.RING
+            if self._watch in told and self._watch.rung():
+                return self._watch_sign()
         return Sign.TIME
 
     def close(self) -> None:
@@ -159,6 +154,18 @@ class Wake:
         self._stop.write_to(None)
         os.close(self._line)
         os.close(self._stops)
+
+    def _select(self, seconds: float) -> list[object]:
+        """What has something to tell within so many seconds. Asked anew each time: connections come and go."""
+        lines: dict[int, object] = {self._stops: self._stop}
+        for one in (self._watch, self._doorbell):
+            line = one.fileno()
+            if line is not None:
+                lines[line] = one
+        poll = select.poll()  # select() itself ends at 1024 open files
+        for line in lines:
+            poll.register(line, select.POLLIN)
+        return [lines[line] for line, _ in poll.poll(math.ceil(seconds * 1000))]
 
     def _watch_sign(self) -> Sign:
         return Sign.RING if self._watch.sure else Sign.CHANGE

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ from sqlalchemy import Column, Integer, MetaData, String, Table
 
 from nih_sched import clock
 from nih_sched.dialects import connect
-from nih_sched.dialects.data_version import DataVersion
+from nih_sched.dialects.data_version import BRISK, CALM, JUST_AFTER, TOLD, DataVersion
+from nih_sched.dialects.file_events import FileEvents
 from nih_sched.dialects.postgresql import PostgreSQL
 from nih_sched.dialects.watch import Watch, channel_of
 from nih_sched.wake import Doorbell, Sign, Wake, channel
@@ -220,3 +223,51 @@ def test_the_ddl_quotes_names_and_words() -> None:
     assert 'UPDATE OF "The State"' in shown
     assert "\"new\".\"The State\" = 'it''s'" in shown
     assert PostgreSQL().unnotify_ddl("Our Own") == ['DROP FUNCTION IF EXISTS "Our Own".nih_sched_notify() CASCADE']
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[tuple[DataVersion, sqlite3.Connection]]:
+    """A watch that has looked once, and the file's owner."""
+    path = tmp_path / "a.db"
+    owner = sqlite3.connect(path, isolation_level=None)
+    owner.execute("PRAGMA journal_mode = WAL")
+    owner.execute("CREATE TABLE t (a)")
+    engine = connect(f"sqlite:///{path}")
+    watch = DataVersion(engine)
+    watch.tend()
+    watch.rung()
+    time.sleep(2 * JUST_AFTER)
+    yield watch, owner
+    watch.close()
+    engine.dispose()
+    owner.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+def test_the_system_tells_when_the_file_is_written_to(told: tuple[DataVersion, sqlite3.Connection]) -> None:
+    watch, owner = told
+    line = watch.fileno()
+    assert line is not None
+    assert watch.every == TOLD
+    assert select.select([line], [], [], 0)[0] == []
+    owner.execute("INSERT INTO t VALUES (1)")
+    assert select.select([line], [], [], 5)[0] == [line]
+    assert watch.rung()
+    assert (watch.every, watch.fileno()) == (BRISK, None)  # what was written may not be committed yet
+    time.sleep(2 * JUST_AFTER)
+    assert not watch.rung()
+    assert (watch.every, watch.fileno()) == (TOLD, line)
+    watch.brisk = True
+    assert (watch.every, watch.fileno()) == (BRISK, None)
+
+
+def test_a_system_that_doesnt_tell_isnt_relied_upon(
+    told: tuple[DataVersion, sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems."""
+    monkeypatch.setattr(FileEvents, "happened", lambda self: False)
+    watch, owner = told
+    owner.execute("INSERT INTO t VALUES (1)")
+    assert watch.rung()
+    assert not watch.rung()
+    assert (watch.every, watch.fileno(), watch.live) == (CALM, None, True)
