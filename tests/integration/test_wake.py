@@ -199,7 +199,7 @@ def test_the_doorbell_starts_a_row(
 
 
 def deaf_to_sqlite(work: Work) -> dict[str, str]:
-    """The environment in which a scheduler doesn't see SQLite's data_version change."""
+    """The environment in which a scheduler doesn't see SQLite's data_version change; other databases have none."""
     (work.folder / "sitecustomize.py").write_text(
         "from nih_sched.dialects.data_version import DataVersion\nDataVersion.tend = lambda self: None\n"
     )
