@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from datetime import UTC, datetime
@@ -30,10 +32,20 @@ class Bell:
 
     def __init__(self) -> None:
         self._rung = threading.Event()
+        self._line: int | None = None
 
     def ring(self) -> None:
         """End the present wait, and every later one."""
         self._rung.set()
+        if self._line is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._line, b"!")
+
+    def write_to(self, line: int | None) -> None:
+        """Have ring() write a byte to this file descriptor too, for who waits with select(); None: no more."""
+        self._line = line
+        if line is not None and self.rung:
+            self.ring()
 
     @property
     def rung(self) -> bool:

@@ -80,7 +80,22 @@ def start(identity: str) -> EmbeddedRedis:
             fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)  # nobody has it alone without start.lock
     except (OSError, TimeoutExpired) as error:
         raise errors.EmbeddedRedisFailed(reason=f"{error}.") from error
-    return EmbeddedRedis(f"unix://{quote(folder)}/s", users)
+    return EmbeddedRedis(_url(folder), users)
+
+
+def find(identity: str) -> str | None:
+    """The address of the running server of `identity`; None if none runs. Starts nothing, holds nothing."""
+    if sys.platform == "win32":
+        return None
+    try:
+        folder = _private_folder(identity)
+    except (OSError, errors.EmbeddedRedisFailed):
+        return None
+    return _url(folder) if os.path.exists(f"{folder}/s") else None
+
+
+def _url(folder: str) -> str:
+    return f"unix://{quote(folder)}/s"
 
 
 def _find_binary() -> str:

@@ -46,6 +46,10 @@ class DatabaseRefused(NihError):
     """Database {address} refused {what}: {reason}"""
 
 
+class CantNotify(UsageError):
+    """{database} can't notify: --notify is for PostgreSQL. SQLite needs nothing; else ring, see docs/wake-up.md."""
+
+
 class NoSuchTable(UsageError):
     """There is no table {table} in {address}.{hint}"""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from redis import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -18,15 +19,18 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import ClaimRefused, DatabaseRefused, NihError
 from nih_sched.model import Claim, State
 from nih_sched.settings import Settings
-from nih_sched.store import Claims, Desk, Due, Looks, Retries
+from nih_sched.store import Claims, Desk, Due, Looks, Retries, Seen
 from nih_sched.store.desk import register
+from nih_sched.wake import Sign, Wake
 
 PREFETCH = 4  # jobs that wait in Redis for each worker: enough that none idles, few enough that rows wait in the table
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 1.0  # seconds overdue after which a retry that RQ doesn't show any more is sent anew
 DUE_AT_ONCE = 500
-RESCUE_EVERY = 1.0  # seconds between looks for what was lost
+TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
+LATELY = 5.0  # seconds after the last claim's end in which another row is likely
+LEDGER_WAIT = 5.0  # seconds between looks for what other producers and workers have on its way
 OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
 
 
@@ -37,6 +41,16 @@ class Tick:
     claimed: int
     sent: int
     room: int
+
+
+class Rescuer(Protocol):
+    """Who looks after what was lost; both methods keep their own time, and may be called at any."""
+
+    def tick(self) -> None:
+        """Called while claims are queued or run."""
+
+    def rest(self) -> None:
+        """Called while none is."""
 
 
 class Producer:
@@ -53,6 +67,10 @@ class Producer:
         self._left = settings.max_rows
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
         self._began = self.looks.now()
+        self._counts_down = settings.burst or settings.max_rows is not None
+        self._moving = True  # whether claims are queued or run, as far as we know
+        self._next_tick = self._next_table = self._brisk_until = 0.0
+        self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
 
     def tick(self) -> Tick:
@@ -69,15 +87,23 @@ class Producer:
         claimed = self._claim(room) if room > 0 else 0
         return Tick(claimed, sent, room)
 
-    def pause_after(self, tick: Tick) -> float:
-        """Seconds until the next tick is worth its cost."""
+    def pause_after(self, tick: Tick, poll: float) -> float:
+        """Seconds until the next tick, or look, is worth its cost.
+
+        Args:
+            tick: what the last one did.
+            poll: seconds between looks at an idle table.
+        """
+        self._quiet = BUSY_WAIT
         if tick.claimed and tick.claimed >= tick.room:
+            self._moving = True
             return BUSY_WAIT
-        if not tick.claimed and not tick.sent and not self.looks.open_claims():
-            return self._settings.poll_interval
-        due = self._retries.seconds_to_next()
-        waits = [OPEN_WAIT, self._settings.poll_interval]
-        return min(waits if due is None else [*waits, max(due, 0.001)])
+        seen = self.looks.around(rows=not tick.claimed)
+        if seen.ready:  # and yet not claimed: its owner has it locked, say, and nobody will tell when it is free
+            poll = self._settings.poll_interval
+        self._next_table = clock.monotonic() + poll
+        self._moving = bool(tick.claimed or tick.sent) or seen.moving or (self._counts_down and seen.due is not None)
+        return min(poll, OPEN_WAIT if self._moving else LEDGER_WAIT, _until(seen))
 
     def is_over(self, tick: Tick) -> bool:
         """Whether --burst or --max-rows has reached its end."""
@@ -99,38 +125,75 @@ class Producer:
             with contextlib.suppress(*broker.OUTAGES):  # left there, the jobs are refused by their tokens
                 broker.patiently(lambda: broker.withdraw(self._queue, void))
 
-    def loop(self, stop: clock.Bell, rescue: Callable[[], None]) -> dict[str, int] | None:
+    def loop(self, wake: Wake, rescuer: Rescuer) -> dict[str, int] | None:
         """Tick until told to stop (None) or until the end of --burst or --max-rows (the outcomes' counts).
 
         Args:
-            stop: rung when it is time to stop.
-            rescue: called about once a second at least, and before each tick.
+            wake: ends our waits when it is time to stop, or when there may be a new row.
+            rescuer: called before each tick, and at each look.
         """
-        next_tick = clock.monotonic()
-        while not stop.rung:
+        sign = Sign.RING
+        while not wake.stopped:
             try:
-                rescue()
-                if clock.monotonic() >= next_tick:
+                if self._moving:
+                    rescuer.tick()
+                elif sign is not Sign.RING:  # a row that has just come goes first
+                    rescuer.rest()
+                poll = self._poll(wake.live)
+                if self._is_worth_a_tick(sign, poll):
                     tick = self.tick()
                     if self.is_over(tick):
                         return self.ended()
-                    next_tick = clock.monotonic() + self.pause_after(tick)
+                    pause = self.pause_after(tick, poll)
+                    self._next_tick = clock.monotonic() + pause
+                wake.tend()
             except broker.OUTAGES as error:
                 self._lost("redis", str(error))
-                stop.wait(OUTAGE_WAIT)
+                sign = Sign.RING  # so that a whole tick shows that it is back
+                wake.rest(OUTAGE_WAIT)
                 continue
             except SQLAlchemyError as error:
                 if not self._desk.dialect.is_transient(error):
                     raise
                 self._lost("database", reason(error))
                 self._desk.dialect.forget_connections(self._desk.engine)
-                stop.wait(OUTAGE_WAIT)
+                wake.cut_off()
+                sign = Sign.RING
+                wake.rest(OUTAGE_WAIT)
                 continue
             for server in sorted(self._away):
                 telemetry.emit(f"{server}_back")
             self._away.clear()
-            stop.wait(min(next_tick - clock.monotonic(), RESCUE_EVERY))
+            now = clock.monotonic()
+            if self._moving:
+                self._brisk_until = now + LATELY
+            sign = wake.wait(self._next_tick - now, self._quiet, brisk=now < self._brisk_until)
         return None
+
+    def _poll(self, told: bool) -> float:
+        """Seconds between looks at an idle table. What --where asks may come true without a change of any row."""
+        poll = self._settings.poll_interval
+        return max(poll, TOLD_WAIT) if told and not self._desk.rows.conditions else poll
+
+    def _is_worth_a_tick(self, sign: Sign, poll: float) -> bool:
+        """Whether there is something to claim or to send: asked in one statement, where nobody has said so."""
+        now = clock.monotonic()
+        due = now >= self._next_tick
+        if sign is Sign.RING or (due and (self._moving or self._counts_down)):
+            return True
+        if not due and sign is not Sign.CHANGE:
+            return False
+        rows = sign is Sign.CHANGE or now >= self._next_table - 0.001
+        seen = self.looks.around(rows=rows)
+        if seen.ready or (seen.moving and not self._moving) or seen.due == 0.0:
+            return True
+        # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.
+        self._quiet = min(2 * max(self._quiet, BUSY_WAIT), OPEN_WAIT) if sign is Sign.CHANGE else 0.0
+        if rows:
+            self._next_table = now + poll
+        if not self._moving:
+            self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
+        return False
 
     def _claim(self, room: int) -> int:
         try:
@@ -195,3 +258,10 @@ class Producer:
         return ClaimRefused(
             column=rows.status.name, table=rows.name, word=rows.words[State.QUEUED], reason=reason(error)
         )
+
+
+def _until(seen: Seen) -> float:
+    """Seconds until the next retry is due; one that is overdue, because RQ still has it, is looked at anew."""
+    if seen.due is None:
+        return math.inf
+    return seen.due or BUSY_WAIT

@@ -139,7 +139,10 @@ class Settings:
     )
     grace: float = _option(25.0, "Seconds that running rows get to end when we are told to stop.", low=0, high=86400)
     poll_interval: float = _option(
-        0.5, "Seconds between looks at an idle table; shorter while rows run.", low=0.01, high=3600
+        0.5,
+        "Seconds between looks at an idle table; shorter while rows run, at least 5 where we are told of new rows.",
+        low=0.01,
+        high=3600,
     )
     dry_run: bool = _option(False, "Show the claim's SQL, its plan, the count and the first 10 keys.", group="run")
     max_rows: int | None = _option(

@@ -17,13 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import broker, clock, embedded, host, keeper, runner, telemetry, worker
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
-from nih_sched.dialects.connect import parse, sqlite_path
+from nih_sched.dialects.connect import identity, parse, sqlite_path
 from nih_sched.errors import NihError, UsageError
 from nih_sched.keeper import Slot
 from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings, fields, option_name
 from nih_sched.store import Desk, Looks, open_desk
+from nih_sched.wake import Doorbell, Wake
 
 KILL_SLACK = 6.0  # seconds beyond the grace after which a child that didn't stop is killed
 KEEPER_SLACK = 5.0  # seconds for which the keeper may go on writing down deaths after everyone else has ended
@@ -255,9 +256,11 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
         telemetry.emit("run_started", summary=summary(settings, desk, "of the workers", redis_url))
     producer = Producer(settings, desk, connection)
     reconciler = Reconciler(desk, connection, producer.name)
+    wake = Wake(stop, desk.watch(), Doorbell(connection, desk.source.name))
     try:
-        ended = producer.loop(stop, reconciler.tick)
+        ended = producer.loop(wake, reconciler)
     finally:
+        wake.close()
         reconciler.close()
         producer.stop()
         desk.close()
@@ -284,8 +287,7 @@ def redis_for(settings: Settings) -> Iterator[str]:
     if settings.redis_url is not None:
         yield settings.redis_url
         return
-    path = sqlite_path(settings.database_url)
-    server = embedded.start(str(path) if path else settings.database_url)
+    server = embedded.start(identity(settings.database_url))
     try:
         yield server.url
     finally:

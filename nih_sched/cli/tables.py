@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -12,11 +12,11 @@ from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect, dialect_of
 from nih_sched.dialects.base import reason
 from nih_sched.doctor import Finding, findings
-from nih_sched.errors import DatabaseRefused, NoSuchTable, UsageError
+from nih_sched.errors import CantNotify, DatabaseRefused, NoSuchTable, UsageError
 from nih_sched.model import State, decode_key, show_key
 from nih_sched.settings import Settings
 from nih_sched.store import Looks, open_desk
-from nih_sched.table import find_table, reflect
+from nih_sched.table import RowTable, find_table, reflect
 
 
 @click.command()
@@ -24,12 +24,17 @@ from nih_sched.table import find_table, reflect
 @click.option("--sample", "with_sample", is_flag=True, help="Make a table with 20 sample rows too, if it isn't there.")
 @click.option("--print-sql", is_flag=True, help="Print the SQL that would be run; run nothing.")
 @click.option("--create-index", is_flag=True, help="Create the recommended index on your table too.")
-def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: bool) -> None:
+@click.option("--notify", is_flag=True, help="Create triggers on your table that tell of new rows; PostgreSQL only.")
+def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: bool, notify: bool) -> None:
     """Make our tables nih_sched_* beside yours, and recommend an index. Yours is not touched."""
     engine = connect(settings.database_url, create=True)
     own = ledger.tables(settings.ledger_schema)
+    if notify and not dialect_of(engine).unnotify_ddl(settings.ledger_schema):
+        raise CantNotify(database=address(engine.url))
     if print_sql:
         statements = ledger.ddl(engine, own)
+        if notify:
+            statements += _notify_ddl(engine, reflect(engine, settings, address(engine.url)), settings)
         click.echo("".join(f"{one};\n\n" for one in statements).rstrip() or "-- Our tables are there and up to date.")
         return
     there = ledger.exists(engine, own, of=own.attempts)
@@ -49,15 +54,28 @@ def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: b
         return
     index = dialect_of(engine).index_ddl(rows.table, rows.status, rows.words[State.READY], rows.keys)
     if create_index:
-        try:
-            with engine.begin() as connection:
-                connection.execute(text(index.replace(":", "\\:")))
-        except SQLAlchemyError as error:
-            raise DatabaseRefused(address=address(engine.url), what="the index", reason=reason(error)) from error
-        click.echo(f"Created: {index};")
+        _create(engine, [index], "the index")
     else:
         click.echo(f"Recommended for a large table (--create-index creates it):\n  {index};")
+    if notify:
+        _create(engine, _notify_ddl(engine, rows, settings), "the triggers", briefly=True)
     engine.dispose()
+
+
+def _notify_ddl(engine: Engine, rows: RowTable, settings: Settings) -> list[str]:
+    return dialect_of(engine).notify_ddl(rows.table, rows.status, rows.words[State.READY], settings.ledger_schema)
+
+
+def _create(engine: Engine, statements: list[str], what: str, *, briefly: bool = False) -> None:
+    try:
+        with engine.begin() as connection:
+            if briefly:  # while a trigger waits for a long transaction's lock, nobody else can write
+                dialect_of(engine).wait_briefly(connection)
+            for statement in statements:
+                connection.execute(text(statement.replace(":", "\\:")))
+    except SQLAlchemyError as error:
+        raise DatabaseRefused(address=address(engine.url), what=what, reason=reason(error)) from error
+    click.echo("\n".join(f"Created: {statement};" for statement in statements if statement.startswith("CREATE")))
 
 
 @click.command()

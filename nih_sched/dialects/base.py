@@ -16,6 +16,7 @@ from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
+from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
@@ -91,6 +92,18 @@ class Dialect:
     def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
         """The index of index_ddl, on a copy of the table that nobody else sees."""
         raise NotImplementedError
+
+    def notify_ddl(self, table: Table, status: Column[Any], ready: Word, schema: str | None) -> list[str]:
+        """What has this database tell of new rows, its function in `schema`; nothing where it can't."""
+        return []
+
+    def unnotify_ddl(self, schema: str | None) -> list[str]:
+        """What takes away all that notify_ddl made with this schema."""
+        return []
+
+    def watch(self, engine: Engine, table: Table, status: Column[Any], ready: Word, schema: str | None) -> Watch:
+        """What tells of new rows of this table."""
+        return Watch()
 
     def compiler(self) -> Any:
         """An SQLAlchemy dialect to show SQL with."""

@@ -96,6 +96,12 @@ def sqlite_path(url: str) -> Path | None:
     return Path(str(parsed.database)).resolve()
 
 
+def identity(url: str) -> str:
+    """What those have in common who mean the same database: an SQLite file's real path, or the address."""
+    path = sqlite_path(url)
+    return str(path) if path else url
+
+
 def _check_sqlite(url: URL, create: bool) -> None:
     path = sqlite_path(str(url))
     if path is None:

@@ -13,7 +13,9 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 
+from nih_sched.dialects import listen
 from nih_sched.dialects.base import IDLE, Dialect
+from nih_sched.dialects.watch import Watch, channel_of
 from nih_sched.model import Word
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection, resources, rollback, lock, operator
@@ -84,6 +86,18 @@ class PostgreSQL(Dialect):
         """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
         name = f"nih_sched_{table.name}_ready"[:60]
         return Index(name, *keys, postgresql_where=self.is_word(status, ready))
+
+    def notify_ddl(self, table: Table, status: Column[Any], ready: Word, schema: str | None) -> list[str]:
+        """Triggers that notify."""
+        return listen.create_ddl(self, table, status, ready, schema)
+
+    def unnotify_ddl(self, schema: str | None) -> list[str]:
+        """The triggers go with their function."""
+        return listen.drop_ddl(self, schema)
+
+    def watch(self, engine: Engine, table: Table, status: Column[Any], ready: Word, schema: str | None) -> Watch:
+        """A connection that listens, once there are triggers."""
+        return listen.Listen(engine, self, table, channel_of(schema, table, status, ready))
 
     def compiler(self) -> Any:
         """Psycopg's paramstyle would double percent signs; plain PostgreSQL doesn't."""

@@ -18,6 +18,8 @@ from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
 from nih_sched.dialects.base import Dialect
+from nih_sched.dialects.data_version import DataVersion
+from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 BUSY_SECONDS = 30.0
@@ -96,6 +98,10 @@ class SQLite(Dialect):
         """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
         plain = super().is_word(status, ready)
         return Index(f"nih_sched_{table.name}_ready"[:60], *keys, sqlite_where=plain)
+
+    def watch(self, engine: Engine, table: Table, status: Column[Any], ready: Word, schema: str | None) -> Watch:
+        """The file's data_version; a database in memory has one connection, and nobody else writes to it."""
+        return Watch() if isinstance(engine.pool, StaticPool) else DataVersion(engine)
 
     def compiler(self) -> Any:
         """For showing SQL."""

@@ -149,7 +149,8 @@ def identity(engine: Engine, ledger: Ledger, name: str) -> str:
 
 
 def drop(engine: Engine, ledger: Ledger) -> None:
-    """Drop our tables, and nothing else."""
+    """Drop our tables and what --notify made, and nothing else."""
+    _run(engine, dialect_of(engine).unnotify_ddl(ledger.metadata.schema))
     ledger.metadata.drop_all(engine)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
+from collections.abc import Iterator
 
 from redis import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -11,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from nih_sched import broker, clock, host, telemetry
 from nih_sched.model import Ended, Outcome, show_key
 from nih_sched.reconciler.watch import Standstill
-from nih_sched.store import Attempts, Desk, Leases, Retries
+from nih_sched.store import Attempts, Desk, Lease, Leases, Retries
 from nih_sched.store.leader import Leader
 from nih_sched.store.running import orphaned
 
@@ -21,6 +23,8 @@ UNCARRIED_AFTER = 1.8  # seconds for which a claim must be seen to stand nowhere
 SLOW = 15.0  # seconds for which a worker that we don't know to be dead may take to begin: imports, a stock one's
 AT_ONCE = 500
 PATIENCE = 1.0  # seconds for a row that its owner has locked
+LINGER = 5.0  # seconds for which the watch goes on after the source's last claim has ended
+REST_EVERY = 10.0  # seconds between looks at the leases while nothing of the source is on its way
 GONE_EVERY = 10.0  # seconds between looks for attempts whose lease isn't there at all
 
 
@@ -39,7 +43,10 @@ class Reconciler:
         self._beats: Standstill[str] = Standstill()
         self._uncarried: Standstill[int] = Standstill()
         self._dead_workers: deque[str] = deque(maxlen=1000)  # that RQ may take for alive, for some minutes
-        self._next = self._next_renewal = self._next_gone = 0.0
+        self._next = self._next_renewal = self._next_gone = self._next_rest = 0.0
+        self._busy = clock.boot()  # when there was last anything to look after
+        self._known_dead: set[str] = set()  # while at rest
+        self._said = False  # that we lead
 
     def tick(self) -> None:
         """Watch; and, if this producer leads, rescue.
@@ -48,16 +55,51 @@ class Reconciler:
             SQLAlchemyError, redis.RedisError: a server is away; then nothing is taken for dead on return for as long
                 as a lease lasts.
         """
+        self._busy = clock.boot()
+        self._turn()
+
+    def rest(self) -> None:
+        """Called instead of tick() while no claim of the source is queued or runs: there is nothing to rescue.
+
+        Let another lead, who may have something to look after. Look at the leases now and then, so that those of lost
+        machines are ended in the end; short ones only while something is on its way, because looks so rare prove
+        nothing about them.
+
+        Raises:
+            SQLAlchemyError, redis.RedisError: as tick().
+        """
+        now = clock.boot()
+        if now < self._busy + LINGER:
+            self._turn()
+            return
+        self.close()
+        if now < self._next_rest:
+            return
+        self._next_rest = now + REST_EVERY
+        with self._watching():
+            leases, still = self._see()
+        dead = {lease.id for lease in leases.values() if lease.died is not None}
+        dead |= {name for name, seconds in still.items() if seconds >= leases[name].seconds}
+        fresh, self._known_dead = dead - self._known_dead, dead
+        if fresh:
+            self._turn()
+
+    def _turn(self) -> None:
         now = clock.boot()
         if now < self._next:
             return
         self._next = now + EVERY
-        try:
+        with self._watching():
             self._lead(now)
             dead = self._find_dead()
             if self._leads:
                 self._rescue(dead)
                 self._carry()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        try:
+            yield
         except (SQLAlchemyError, *broker.OUTAGES):
             self._beats.cut_off()
             self._uncarried.cut_off()
@@ -65,22 +107,28 @@ class Reconciler:
 
     def close(self) -> None:
         """Let another lead, at once."""
-        if self._leads:
+        led, self._leads = self._leads, False
+        if led:
             self._leader.resign()
 
     def _lead(self, now: float) -> None:
         if self._leads and now < self._next_renewal:
             return
-        led, self._leads = self._leads, self._leader.lead(host.lives)
+        self._leads = self._leader.lead(host.lives)
         self._next_renewal = now + RENEW_EVERY
-        if self._leads and not led:
+        if self._leads and not self._said:  # no news after a rest in which nobody else has led
             telemetry.emit("leading", source=self._desk.source.name)
+        self._said = self._leads
 
-    def _find_dead(self) -> list[str]:
+    def _see(self) -> tuple[dict[str, Lease], dict[str, float]]:
+        """All leases by id, and for how long each that isn't dead has stood still."""
         leases = {lease.id: lease for lease in self._leases.all()}
         alive = {lease.id: lease.beat for lease in leases.values() if lease.died is None}
         shortest = min((lease.seconds for lease in leases.values()), default=self._desk.source.lease)
-        still = self._beats.see(clock.boot(), alive, longest_gap=max(shortest / 4, 2 * EVERY))
+        return leases, self._beats.see(clock.boot(), alive, longest_gap=max(shortest / 4, 2 * EVERY))
+
+    def _find_dead(self) -> list[str]:
+        leases, still = self._see()
         dead = [lease.id for lease in leases.values() if lease.died is not None]
         self._dead_workers += {leases[one].worker for one in dead}.difference(self._dead_workers)
         for name, seconds in still.items():

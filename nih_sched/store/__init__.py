@@ -4,7 +4,7 @@ from nih_sched.store.attempts import Attempts
 from nih_sched.store.claims import Claims
 from nih_sched.store.desk import Desk, open_desk, source_desk, source_facts, source_name
 from nih_sched.store.leases import Hold, Lease, Leases
-from nih_sched.store.looks import Looks
+from nih_sched.store.looks import Looks, Seen
 from nih_sched.store.orphans import Orphan, Orphans
 from nih_sched.store.retries import Due, Retries
 
@@ -20,6 +20,7 @@ __all__ = [
     "Orphan",
     "Orphans",
     "Retries",
+    "Seen",
     "open_desk",
     "source_desk",
     "source_facts",

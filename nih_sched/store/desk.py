@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from nih_sched import clock, ledger, table, telemetry
 from nih_sched.dialects import Dialect, Now, address, connect, dialect_of
 from nih_sched.dialects.base import claimable, reason
+from nih_sched.dialects.watch import Watch
 from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UsageError
 from nih_sched.ledger import Ledger
 from nih_sched.model import Backoff, Source, State
@@ -89,6 +90,13 @@ class Desk:
         """Run `work` on a connection without a transaction."""
         with self.dialect.reading(self.engine) as connection:
             return work(connection)
+
+    def watch(self) -> Watch:
+        """What tells of new ready rows, on a connection of its own."""
+        rows = self.rows
+        return self.dialect.watch(
+            self.engine, rows.table, rows.status, rows.words[State.READY], self.ledger.metadata.schema
+        )
 
     def close(self) -> None:
         """Close the connections."""

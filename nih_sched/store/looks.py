@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, case, func, literal, or_, select
+from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
 from nih_sched.dialects.base import claimable
 from nih_sched.model import Outcome, State, decode_key, encode_key
 from nih_sched.store.desk import Desk
+from nih_sched.store.retries import seconds_between, sent, waiting
 
 FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to do for a source."""
+
+    ready: bool  # ready rows
+    moving: bool  # claims that are queued or run
+    due: float | None  # seconds until the next of the others is; None when none waits
 
 
 class Looks:
@@ -32,6 +44,23 @@ class Looks:
         ready = claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
         query = select(func.count()).select_from(rows.table).where(ready)
         return int(self._desk.read(lambda c: c.execute(query).scalar_one()))
+
+    def around(self, *, rows: bool) -> Seen:
+        """What there is to do, in one statement; with `rows`, the table is looked at too, and not the ledger alone."""
+        desk, attempts = self._desk, self._attempts
+        c = attempts.c
+        ready = claimable(desk.dialect, desk.rows.status, desk.rows.words[State.READY], desk.rows.conditions)
+        ours = (c.source == desk.source.name) & (c.open_key > "")  # not NULL, said so that SQLite uses the index
+        moving = select(c.id).where(ours, or_(c.started_at.is_not(None), sent(attempts)))
+        next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name))
+        query = select(
+            _is_any(select(desk.rows.keys[0]).where(ready)) if rows else literal(0),
+            _is_any(moving),
+            next_due.scalar_subquery(),
+            Now(),
+        )
+        ready_one, moving_one, due, now = desk.read(lambda connection: connection.execute(query).one())
+        return Seen(bool(ready_one), bool(moving_one), None if due is None else max(0.0, seconds_between(now, due)))
 
     def by_word(self) -> dict[Any, int]:
         """How many rows there are of each word in the status column."""
@@ -83,6 +112,10 @@ class Looks:
             .limit(limit)
         )
         return list(self._desk.read(lambda connection: connection.execute(query).all()))
+
+
+def _is_any(query: Select[Any]) -> ColumnElement[int]:
+    return case((query.exists(), 1), else_=0)
 
 
 def _instant(connection: Connection) -> datetime:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Table, or_, select, update
+from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
 from nih_sched.model import Claim, decode_key
@@ -29,15 +30,8 @@ class Retries:
         self._desk = desk
         attempts = desk.ledger.attempts
         self._attempts = attempts
-        self._waiting = (
-            (attempts.c.source == desk.source.name)
-            & attempts.c.due_at.is_not(None)
-            & attempts.c.open_key.is_not(None)
-            & attempts.c.started_at.is_(None)
-            # Version 1 leaves the time of the last sending there, and due_at once it has sent.
-            & or_(attempts.c.sent_at.is_(None), attempts.c.sent_at < attempts.c.due_at)
-        )
-        self._sent = or_(attempts.c.due_at.is_(None), attempts.c.sent_at >= attempts.c.due_at)
+        self._waiting = waiting(attempts, desk.source.name)
+        self._sent = sent(attempts)
 
     def due(self, limit: int) -> list[Due]:
         """Unsent claims that are due, longest due first."""
@@ -49,7 +43,7 @@ class Retries:
             .limit(limit)
         )
         return [
-            Due(_claim(row), _seconds(row.due_at, row.now))
+            Due(_claim(row), seconds_between(row.due_at, row.now))
             for row in self._desk.read(lambda connection: connection.execute(query).all())
         ]
 
@@ -108,14 +102,22 @@ class Retries:
             statement = statement.where(c.rq_id == rq_id)
         self._desk.transact(lambda connection: connection.execute(statement), patience=FOREVER)
 
-    def seconds_to_next(self) -> float | None:
-        """Seconds until the next waiting claim is due, by the database's clock; None when none waits."""
-        query = select(func.min(self._attempts.c.due_at), Now()).where(self._waiting)
-        earliest, now = self._desk.read(lambda connection: connection.execute(query).one())
-        return None if earliest is None else max(0.0, _seconds(now, earliest))
+
+def waiting(attempts: Table, source: str) -> ColumnElement[bool]:
+    """Claims of a source that wait for their next attempt, sent by nobody yet."""
+    c = attempts.c
+    open_one = (c.source == source) & c.due_at.is_not(None) & c.open_key.is_not(None) & c.started_at.is_(None)
+    # Version 1 leaves the time of the last sending there, and due_at once it has sent.
+    return open_one & or_(c.sent_at.is_(None), c.sent_at < c.due_at)
 
 
-def _seconds(earlier: datetime, later: datetime) -> float:
+def sent(attempts: Table) -> ColumnElement[bool]:
+    """Claims that don't wait for a time, as far as they haven't started."""
+    return or_(attempts.c.due_at.is_(None), attempts.c.sent_at >= attempts.c.due_at)
+
+
+def seconds_between(earlier: datetime, later: datetime) -> float:
+    """From one instant of the database's to another."""
     # Python subtracts two instants of one time zone by their wall clocks, an hour wrong when summer time begins.
     if earlier.tzinfo is not None:
         earlier, later = earlier.astimezone(UTC), later.astimezone(UTC)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from conformance.places import Place, all_due, claim, due_for, failed, finish, next_attempt, rq_id, start
 from nih_sched.model import Claim, Outcome
-from nih_sched.store import Desk, Due, Retries
+from nih_sched.store import Desk, Due, Looks, Retries
 
 
 def test_only_what_is_due_is_due_and_the_longest_due_comes_first(place: Place) -> None:
@@ -15,17 +15,17 @@ def test_only_what_is_due_is_due_and_the_longest_due_comes_first(place: Place) -
     desk = place.desk()
     retries = Retries(desk)
     assert retries.due(10) == []
-    assert retries.seconds_to_next() is None
+    assert Looks(desk).around(rows=False).due is None
     claims = claim(desk)
     start(desk, *claims[:4])
     finish(desk, claims[:3], Outcome.POSTPONED, postpone=600.0)
     finish(desk, claims[3])
     assert retries.due(10) == []
-    left = retries.seconds_to_next()
+    left = Looks(desk).around(rows=False).due
     assert left is not None
     assert 300 < left <= 600
     due_for(desk, claims[2], seconds=7.0)
-    assert retries.seconds_to_next() == 0.0
+    assert Looks(desk).around(rows=False).due == 0.0
     (first,) = retries.due(10)
     assert first.claim == replace(claims[2], attempt=2)
     assert first.overdue >= 7.0
@@ -36,7 +36,7 @@ def test_only_what_is_due_is_due_and_the_longest_due_comes_first(place: Place) -
     assert [one.claim.id for one in retries.due(1)] == [claims[2].id]
     assert all(retries.take(one, rq_id()) for one in both)
     assert retries.due(10) == []
-    left = retries.seconds_to_next()
+    left = Looks(desk).around(rows=False).due
     assert left is not None
     assert 300 < left <= 600
 
@@ -47,7 +47,7 @@ def test_another_sources_retries_are_its_own(place: Place) -> None:
     failed(one)
     all_due(one, 1)
     assert Retries(other).due(10) == []
-    assert Retries(other).seconds_to_next() is None
+    assert Looks(other).around(rows=False).due is None
 
 
 def test_one_of_several_producers_takes_a_due_claim(place: Place) -> None:

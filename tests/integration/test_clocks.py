@@ -373,10 +373,10 @@ ASK = """
 import json, os
 import jumps
 from nih_sched import settings
-from nih_sched.store import Retries, open_desk
+from nih_sched.store import Looks, Retries, open_desk
 
-retries = Retries(open_desk(settings.load({}, os.environ)))
-print(json.dumps([[due.overdue for due in retries.due(10)], retries.seconds_to_next()]))
+desk = open_desk(settings.load({}, os.environ))
+print(json.dumps([[due.overdue for due in Retries(desk).due(10)], Looks(desk).around(rows=False).due]))
 """
 
 
