@@ -28,6 +28,8 @@ from rq.worker_registration import get_keys
 from nih_sched.errors import BadSetting, UnreachableRedis
 from nih_sched.model import Claim, Source
 
+__all__ = ["Queue"]  # for those who may not import rq; and all that stands below
+
 T = TypeVar("T")
 
 SERIALIZER = JSONSerializer
@@ -49,10 +51,24 @@ class Send:
     timeout: float
 
 
-def job_for(source: Source, claim: Claim, rq_id: str) -> Send:
-    """The job that carries one claim, with the waits of the tries that it has left."""
-    waits = source.backoff.intervals(claim.tries, random.random, spent=claim.failures)
-    return Send(rq_id, (claim.id,), tuple(waits), source.timeout)
+def job_for(source: Source, claims: Sequence[Claim], rq_id: str) -> Send:
+    """The job that carries these claims.
+
+    A job of one claim has the waits of the tries that it has left. One of several has none: a row that fails in it goes
+    on as a job of its own.
+    """
+    waits: Sequence[float] = ()
+    if len(claims) == 1:
+        waits = source.backoff.intervals(claims[0].tries, random.random, spent=claims[0].failures)
+    return Send(rq_id, tuple(claim.id for claim in claims), tuple(waits), source.timeout)
+
+
+def jobs_for(source: Source, claims: Iterable[Claim]) -> list[Send]:
+    """The jobs that carry these claims: one for each RQ id that they name."""
+    batches: dict[str, list[Claim]] = {}
+    for claim in claims:
+        batches.setdefault(claim.rq_id, []).append(claim)
+    return [job_for(source, batch, rq_id) for rq_id, batch in batches.items()]
 
 
 def new_rq_id() -> str:
@@ -121,10 +137,18 @@ def send(queue: Queue, sends: Sequence[Send]) -> None:
         queue.enqueue_many([Queue.prepare_data(FUNCTION, **_facts(queue, one)) for one in sends])
 
 
-def send_later(queue: Queue, one: Send, seconds: float) -> None:
-    """Put a job into RQ's scheduled registry, where rq-dashboard shows it; the producer moves it when it is due."""
-    job = queue.create_job(FUNCTION, **_facts(queue, one))
-    queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=seconds))
+def send_later(queue: Queue, sends: Sequence[tuple[Send, float]]) -> None:
+    """Put jobs into RQ's scheduled registry, where rq-dashboard shows them; the producer moves what is due.
+
+    Args:
+        queue: the source's.
+        sends: each job, and in how many seconds it is due.
+    """
+    with queue.connection.pipeline() as pipeline:
+        for one, seconds in sends:
+            job = queue.create_job(FUNCTION, **_facts(queue, one))
+            queue.schedule_job(job, datetime.now(UTC) + timedelta(seconds=seconds), pipeline=pipeline)
+        pipeline.execute()
 
 
 def _facts(queue: Queue, one: Send) -> dict[str, Any]:
@@ -135,10 +159,16 @@ def _facts(queue: Queue, one: Send) -> dict[str, Any]:
         "result_ttl": RESULT_TTL,
         "failure_ttl": FAILURE_TTL,
         # Ids only: rq-dashboard shows this text without escaping it.
-        "description": f"{queue.name} claim {', '.join(map(str, one.claim_ids))}",
+        "description": f"{queue.name} {_named(one.claim_ids)}",
         "job_id": one.rq_id,
         "retry": Retry(max=len(intervals), interval=intervals) if intervals else None,
     }
+
+
+def _named(claim_ids: Sequence[int]) -> str:
+    if len(claim_ids) == 1:
+        return f"claim {claim_ids[0]}"
+    return f"{len(claim_ids)} claims, {min(claim_ids)} to {max(claim_ids)}"
 
 
 def _scheduled(queue: Queue) -> ScheduledJobRegistry:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -170,20 +170,27 @@ class Ended:
     seconds: float = 0.0
     final: bool = False  # the handler raised Fail: whatever tries are left are not for this row
     postpone: float = 0.0  # for Outcome.POSTPONED: seconds until the next attempt
+    at: float | None = None  # when it ended, by the boot clock; None: just now
 
-    def to_json(self) -> str:
-        """What a horse tells its worker, in case that it dies before it has written it down."""
-        facts = {field.name: getattr(self, field.name) for field in fields(self)}
-        claim = {field.name: getattr(self.claim, field.name) for field in fields(self.claim)}
-        return json.dumps({**facts, "claim": {**claim, "key": encode_key(self.claim.key)}})
+    def told(self) -> bytes:
+        """What a horse tells its worker, in case that it dies before it has written it down: all but the claim."""
+        if self.outcome is Outcome.DONE and self.result is None and self.at is not None:
+            return b'[%d,"done",%r,%r]' % (self.claim.id, self.seconds, self.at)  # most of all, and in a microsecond
+        texts = [clean_text(text) for text in (self.reason, self.traceback, self.result)]
+        facts = [self.claim.id, self.outcome.value, self.seconds, self.at, *texts, self.final, self.postpone]
+        return json.dumps(facts).encode()
+
+    @staticmethod
+    def claim_told(text: bytes) -> int:
+        """Which claim it is about."""
+        return int(json.loads(text)[0])
 
     @classmethod
-    def from_json(cls, text: str) -> Ended:
-        """The inverse of to_json."""
-        facts = json.loads(text)
-        claim = facts.pop("claim")
-        outcome = Outcome(facts.pop("outcome"))
-        return cls(claim=Claim(**{**claim, "key": decode_key(claim["key"])}), outcome=outcome, **facts)
+    def from_told(cls, text: bytes, claim: Claim) -> Ended:
+        """The inverse of told()."""
+        _, outcome, seconds, at, *rest = json.loads(text)
+        reason, traceback, result, final, postpone = rest or (None, None, None, False, 0.0)
+        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at)
 
 
 @dataclass(frozen=True)
@@ -226,11 +233,15 @@ def decide(ended: Ended, source: Source, stretch: float = 0.0) -> Fate:
 
 def encode_key(key: Key) -> str:
     """A row's key as ASCII JSON, the same text for the same key on every database and machine."""
+    if len(key) == 1 and type(key[0]) is int:
+        return f"[{key[0]}]"  # as below, ten times as fast
     return json.dumps([_encode_part(part) for part in key], separators=(",", ":"))
 
 
 def decode_key(text: str) -> Key:
     """The inverse of encode_key."""
+    if (inner := text[1:-1]).isdecimal():
+        return (int(inner),)
     return tuple(_decode_part(part) for part in json.loads(text))
 
 

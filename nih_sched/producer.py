@@ -14,6 +14,7 @@ from redis import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
+from nih_sched.batches import Batches, rq_ids
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
 from nih_sched.errors import ClaimRefused, DatabaseRefused, NihError
@@ -24,6 +25,7 @@ from nih_sched.store.desk import register
 from nih_sched.wake import Sign, Wake
 
 PREFETCH = 4  # jobs that wait in Redis for each worker: enough that none idles, few enough that rows wait in the table
+FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 1.0  # seconds overdue after which a retry that RQ doesn't show any more is sent anew
@@ -63,6 +65,7 @@ class Producer:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._claims = Claims(desk, self.name, settings.tries)
         self._retries = Retries(desk)
+        self._batches = Batches(Looks(desk), settings.batch_size)
         self.looks = Looks(desk)
         self._left = settings.max_rows
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
@@ -80,11 +83,12 @@ class Producer:
             ClaimRefused: the database won't have a row in its queued state; nothing was claimed.
         """
         sent = self._send_due()
-        room = max(self._settings.max_concurrent_jobs, broker.worker_count(self._queue)) * PREFETCH
-        room -= broker.waiting(self._queue)
+        workers = max(self._settings.max_concurrent_jobs, broker.worker_count(self._queue))
+        size = self._batches.size()
+        room = (workers * PREFETCH - broker.waiting(self._queue)) * size
         if self._left is not None:
             room = min(room, self._left)
-        claimed = self._claim(room) if room > 0 else 0
+        claimed = self._claim(room, size, workers) if room > 0 else 0
         return Tick(claimed, sent, room)
 
     def pause_after(self, tick: Tick, poll: float) -> float:
@@ -95,9 +99,9 @@ class Producer:
             poll: seconds between looks at an idle table.
         """
         self._quiet = BUSY_WAIT
-        if tick.claimed and tick.claimed >= tick.room:
+        if tick.claimed >= tick.room:  # or there is no room: what else is to do will be seen when there is
             self._moving = True
-            return BUSY_WAIT
+            return BUSY_WAIT if tick.claimed else FULL_WAIT
         seen = self.looks.around(rows=not tick.claimed)
         if seen.ready:  # and yet not claimed: its owner has it locked, say, and nobody will tell when it is free
             poll = self._settings.poll_interval
@@ -109,7 +113,7 @@ class Producer:
         """Whether --burst or --max-rows has reached its end."""
         if self._left is not None and self._left <= 0:
             return self.looks.open_claims(self.name) == 0
-        if not self._settings.burst or tick.claimed or tick.sent:
+        if not self._settings.burst or tick.claimed or tick.sent or tick.room <= 0:
             return False
         return self.looks.open_claims() == 0 and self.looks.ready() == 0
 
@@ -195,23 +199,23 @@ class Producer:
             self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
         return False
 
-    def _claim(self, room: int) -> int:
+    def _claim(self, room: int, size: int, workers: int) -> int:
         try:
-            claims = self._claims.claim(room, broker.new_rq_id)
+            claims = self._claims.claim(room, lambda count: rq_ids(count, size, workers))
         except DBAPIError as error:
             if self._desk.dialect.is_transient(error):
                 raise
             raise self._refused(error) from error
         if claims:
             self._send_new(claims)
-        if self._claims.void:  # after the sending, which must not wait for it: what is void is refused anyway
-            broker.withdraw(self._queue, self._claims.void)
-            self._claims.void.clear()
+        if void := self._claims.take_void():  # after the sending, which must not wait for it: it is refused anyway
+            broker.withdraw(self._queue, void)
+        self._batches.sent(claims)
         return len(claims)
 
     def _send_new(self, claims: list[Claim]) -> None:
         try:
-            broker.send(self._queue, [broker.job_for(self._desk.source, claim, claim.rq_id) for claim in claims])
+            broker.send(self._queue, broker.jobs_for(self._desk.source, claims))
         except broker.OUTAGES:
             self._claims.give_back([claim.id for claim in claims])  # what did arrive is refused by its token
             raise
@@ -240,7 +244,7 @@ class Producer:
         if not self._retries.take(due, rq_id):
             return False
         try:
-            broker.send(self._queue, [broker.job_for(self._desk.source, due.claim, rq_id)])
+            broker.send(self._queue, [broker.job_for(self._desk.source, [due.claim], rq_id)])
         except broker.OUTAGES:
             self._retries.put_off([due.claim.id], 0.0)
             raise

@@ -144,6 +144,15 @@ class Settings:
         low=0.01,
         high=3600,
     )
+    batch_size: int = _option(
+        0,
+        "Rows that one RQ job carries: as many as run in about 100 ms, or always this many.",
+        low=1,
+        high=1000,
+        metavar="auto|N",
+        shown="auto",
+        group="run",
+    )
     dry_run: bool = _option(False, "Show the claim's SQL, its plan, the count and the first 10 keys.", group="run")
     max_rows: int | None = _option(
         None, "Claim this many rows, see them to their end, then exit: a canary.", low=1, group="run", shown=""
@@ -281,6 +290,8 @@ def _checked(name: str, field: dataclasses.Field[Any], raw: Any, origin: str) ->
             raise BadSetting(name="[handlers]", value=raw, origin=origin, expected='lines like email = "app.mail:send"')
         return dict(raw)
     shown = "…" if facts["secret"] else raw
+    if kind is int and raw and raw == facts["shown"]:  # --batch-size auto
+        return field.default
     try:
         value = _parse(kind, raw)
     except (ValueError, TypeError, OverflowError):  # TOML has dates, and whole numbers beyond every float

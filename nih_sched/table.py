@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ from nih_sched.errors import (
 )
 from nih_sched.model import Key, State, Word
 from nih_sched.settings import Settings, option_name
+
+Among = Callable[[Column[Any], Sequence[Any]], ColumnElement[bool]]
 
 DEFAULT_WORDS: dict[State, str] = {
     State.QUEUED: "Queued",
@@ -77,10 +79,10 @@ class RowTable:
         """What the features ask of a ready row."""
         return [feature.where for feature in self.features if feature.where is not None]
 
-    def keyed(self, keys: Sequence[Key]) -> ColumnElement[bool]:
-        """The rows with these keys."""
+    def keyed(self, keys: Sequence[Key], among: Among = Column.in_) -> ColumnElement[bool]:
+        """The rows with these keys; `among` is the database's way to ask for one of several values."""
         if len(self.keys) == 1:
-            return self.keys[0].in_([key[0] for key in keys])
+            return among(self.keys[0], [key[0] for key in keys])
         if len(keys) == 1:
             return and_(*(column == part for column, part in zip(self.keys, keys[0], strict=True)))
         return tuple_(*self.keys).in_(keys)

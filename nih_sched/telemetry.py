@@ -18,6 +18,8 @@ SENTENCES: dict[str, str] = {
     "claimed": "claimed {count} rows",
     "started": "row {key} started (attempt {attempt})",
     "done": "row {key} done in {seconds:.3f} s",
+    "started_together": "{count} rows started",
+    "done_together": "{count} rows done, in {seconds:.3f} s of work",
     "retrying": "row {key} {outcome} (attempt {attempt}), again in {delay:g} s: {reason}",
     "failed": "row {key} {outcome} for good (attempt {attempt}): {reason}",
     "cancelled": "row {key} not run: it left {expected} before it started",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Engine, Select, Table, and_, select, text
+from sqlalchemy import Column, Connection, Engine, Float, Select, Table, and_, bindparam, select, text, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -16,10 +16,20 @@ from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
+from nih_sched.dialects.times import After
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
+
+
+class End(NamedTuple):
+    """What one attempt's end has of its own, where several ended alike."""
+
+    id: int
+    seconds: float
+    age: float  # seconds since it ended
+    result: str | None
 
 
 class Dialect:
@@ -83,6 +93,49 @@ class Dialect:
     ) -> dict[str, int]:
         """Insert records whose open_key isn't taken; return {open_key: id} of those that were inserted."""
         raise NotImplementedError
+
+    def among(self, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+        """The column's value is one of these."""
+        return column.in_(values)
+
+    def close_claims(
+        self,
+        connection: Connection,
+        attempts: Table,
+        run: str,
+        values: dict[str, Any],
+        ends: Sequence[End],
+    ) -> set[int]:
+        """Close the records of attempts that ended alike, in one or two statements; return whose were still `run`'s.
+
+        Args:
+            connection: in a transaction.
+            attempts: our table.
+            run: what they were begun with; those that have ended since are left alone.
+            values: what all of them get.
+            ends: what each gets of its own.
+        """
+        ids = self.among(attempts.c.id, [end.id for end in ends])
+        mine = (attempts.c.run == run) & attempts.c.finished_at.is_(None)
+        query = self.lock(select(attempts.c.id).where(ids, mine), attempts)
+        ours = set(connection.execute(query).scalars())
+        if ends := [end for end in ends if end.id in ours]:
+            self.write_ends(connection, attempts, values, ends)
+        return ours
+
+    def write_ends(self, connection: Connection, attempts: Table, values: dict[str, Any], ends: Sequence[End]) -> None:
+        """Of close_claims: write to records that are locked, one by one."""
+        own = {
+            "seconds": bindparam("its_seconds"),
+            "result": bindparam("its_result"),
+            "started_at": After(-bindparam("its_age", type_=Float()) - bindparam("its_seconds", type_=Float())),
+            "finished_at": After(-bindparam("its_age", type_=Float())),
+        }
+        statement = update(attempts).where(attempts.c.id == bindparam("its_id")).values(**values, **own)
+        connection.execute(
+            statement,
+            [{"its_id": e.id, "its_seconds": e.seconds, "its_result": e.result, "its_age": e.age} for e in ends],
+        )
 
     def index_ddl(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> str:
         """The index that makes finding ready rows cheap."""

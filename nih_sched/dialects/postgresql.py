@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, cast, create_engine
+from sqlalchemy import (
+    ARRAY,
+    BIGINT,
+    INTEGER,
+    SMALLINT,
+    TEXT,
+    UUID,
+    VARCHAR,
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    Select,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    Uuid,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    column,
+    create_engine,
+    func,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
@@ -14,7 +46,8 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import listen
-from nih_sched.dialects.base import IDLE, Dialect
+from nih_sched.dialects.base import IDLE, Dialect, End
+from nih_sched.dialects.times import After
 from nih_sched.dialects.watch import Watch, channel_of
 from nih_sched.model import Word
 
@@ -33,6 +66,11 @@ DEFAULTS: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
+
+
+# Types whose arrays compare as their elements do.
+ARRAYABLE = (Integer, BigInteger, SmallInteger, String, Text, VARCHAR, TEXT, INTEGER, BIGINT, SMALLINT, UUID, Uuid)
+OWN = ("row_key", "open_key", "rq_id")  # what claims that are inserted together don't have in common
 
 
 class PostgreSQL(Dialect):
@@ -71,16 +109,58 @@ class PostgreSQL(Dialect):
             return and_(plain, cast(column, String) == str(word))
         return plain
 
+    def among(self, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+        """One array instead of many parameters: a third of the time for both sides."""
+        if type(column.type) in ARRAYABLE:
+            return column == any_(_array(values, column.type))
+        return super().among(column, values)
+
     def insert_claims(
         self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
     ) -> dict[str, int]:
-        """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims."""
+        """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims; arrays, for speed."""
+        own = [name for name in OWN if name in records[0]]
+        columns = [attempts.c[name] for name in own]
+        given = func.unnest(*(_array([record[c.name] for record in records], c.type) for c in columns))
+        each = given.table_valued(*own).render_derived("given")
+        same = {name: literal(value, attempts.c[name].type) for name, value in records[0].items() if name not in own}
+        query = select(*(each.c[name] for name in own), *same.values())
         statement = (
             insert(attempts)
+            .from_select([*own, *same], query)
             .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
             .returning(attempts.c.open_key, attempts.c.id)
         )
-        return {row.open_key: row.id for row in connection.execute(statement, list(records))}
+        return {row.open_key: row.id for row in connection.execute(statement).all()}
+
+    def close_claims(
+        self, connection: Connection, attempts: Table, run: str, values: dict[str, Any], ends: Sequence[End]
+    ) -> set[int]:
+        """One statement, from arrays.
+
+        The fence is a part of the join: by itself it would have the planner expect a single row, and compare each
+        record with each end. OFFSET 0 keeps it from seeing through that.
+        """
+        c = attempts.c
+        kinds: tuple[Any, ...] = (c.id.type, c.seconds.type, Float(), Text())
+        arrays = (_array(part, kind) for part, kind in zip(zip(*ends, strict=True), kinds, strict=True))
+        names = (column(name, kind) for name, kind in zip(End._fields, kinds, strict=True))
+        each = func.unnest(*arrays).table_valued(*names).render_derived("each")
+        fence = literal(run).label("run"), literal(True).label("open")
+        given = select(*each.c, *fence).offset(literal_column("0")).subquery("given")
+        statement = (
+            update(attempts)
+            .where(self.among(c.id, [end.id for end in ends]), c.id == given.c.id)
+            .where(c.run == given.c.run, c.finished_at.is_(None) == given.c.open)
+            .values(
+                **values,
+                seconds=given.c.seconds,
+                result=given.c.result,
+                started_at=After(-given.c.age - given.c.seconds),
+                finished_at=After(-given.c.age),
+            )
+        )
+        return set(connection.execute(statement.returning(c.id)).scalars().all())
 
     def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
         """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
@@ -117,3 +197,30 @@ class PostgreSQL(Dialect):
         if code is None:
             return super().code_is_transient(error)
         return code[:2] in TRANSIENT_CLASSES or code in TRANSIENT_CODES
+
+
+class _Joined(TypeDecorator[Any]):
+    """An array as text: psycopg would dump each element by itself, at ten times the cost.
+
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+
+    impl = ARRAY
+    cache_ok = True
+
+    def bind_processor(self, dialect: Any) -> Callable[[Any], str]:
+        """In place of the array's own."""
+        return lambda values: f"{{{','.join(map(_element, values))}}}"
+
+
+def _element(value: Any) -> str:
+    if isinstance(value, str):
+        if "\\" in value or '"' in value:
+            value = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{value}"'
+    return "NULL" if value is None else repr(value)
+
+
+def _array(values: Sequence[Any], kind: Any) -> Any:
+    plain = set(map(type, values)) <= {int, float, str, type(None)}
+    return bindparam(None, list(values), type_=_Joined(kind) if plain else ARRAY(kind), unique=True)

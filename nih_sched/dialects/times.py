@@ -8,6 +8,7 @@ from sqlalchemy import DateTime, Float
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import expression
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.visitors import InternalTraversal
 
 SQLITE_FORMAT = "'%Y-%m-%d %H:%M:%f000'"  # microseconds as SQLAlchemy writes them, so that texts compare
 
@@ -20,13 +21,17 @@ class Now(ColumnElement[Any]):
 
 
 class After(ColumnElement[Any]):
-    """Now plus some seconds, fractions kept."""
+    """Now plus some seconds, fractions kept; minus, where they are negative."""
 
     type = DateTime(timezone=True)
-    inherit_cache = False
+    inherit_cache = True
+    _traverse_internals = [("seconds", InternalTraversal.dp_clauseelement)]  # noqa: RUF012 - SQLAlchemy's own form
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = expression.bindparam(None, float(seconds), type_=Float(), unique=True)
+    def __init__(self, seconds: float | ColumnElement[Any]) -> None:
+        if isinstance(seconds, int | float):
+            self.seconds: ColumnElement[Any] = expression.bindparam(None, float(seconds), type_=Float(), unique=True)
+        else:
+            self.seconds = seconds
 
 
 @compiles(Now, "postgresql")
@@ -36,7 +41,7 @@ def _now_postgresql(element: Now, compiler: Any, **kw: Any) -> str:
 
 @compiles(After, "postgresql")
 def _after_postgresql(element: After, compiler: Any, **kw: Any) -> str:
-    return f"clock_timestamp() + {compiler.process(element.seconds, **kw)} * interval '1 second'"
+    return f"clock_timestamp() + ({compiler.process(element.seconds, **kw)}) * interval '1 second'"
 
 
 @compiles(Now, "mysql", "mariadb")
@@ -59,7 +64,7 @@ def _now_sqlite(element: Now, compiler: Any, **kw: Any) -> str:
 @compiles(After, "sqlite")
 def _after_sqlite(element: After, compiler: Any, **kw: Any) -> str:
     # SQLite's clock has milliseconds, cut off: one more makes sure that no wait ends early.
-    seconds = compiler.process(element.seconds, **kw)
+    seconds = compiler.process(element.seconds, **kw)  # a sum is left to right, with one more
     form = SQLITE_FORMAT.replace("%", _percent(compiler))
     return f"strftime({form}, 'now', ({seconds} + 0.001) || ' seconds')"
 

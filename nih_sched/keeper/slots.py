@@ -119,6 +119,11 @@ class Slot:
         """Whether a horse runs that nobody vouches for any more."""
         return self.horse is not None and (self.lost or clock.boot() >= self.until)
 
+    @property
+    def expired(self) -> bool:
+        """In the horse: whether nobody vouches for it any more."""
+        return self.lost or clock.boot() >= self.until
+
     def _put(self, name: str, value: float) -> None:
         offset, form = _FIELDS[name]
         struct.pack_into(f"={form}", self._memory, self._offset + offset, value)

@@ -11,7 +11,7 @@ from redis import Redis
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, host, telemetry
-from nih_sched.model import Ended, Outcome, show_key
+from nih_sched.model import Claim, Ended, Outcome, show_key
 from nih_sched.reconciler.watch import Standstill
 from nih_sched.store import Attempts, Desk, Lease, Leases, Retries
 from nih_sched.store.leader import Leader
@@ -158,27 +158,30 @@ class Reconciler:
         if dead:
             self._leases.forget_dead()
 
-    def _is_carried(self, rq_id: str, seconds: float) -> bool:
-        """Whether a job that stands in no queue for so many seconds may yet begin."""
-        if seconds < UNCARRIED_AFTER:
-            return True
+    def _may_begin(self, rq_id: str, seconds: float) -> bool:
+        """Whether a job that stands in no queue for so many seconds may yet begin its rows."""
         worker = broker.holder(self._queue, rq_id)
         return worker is not None and worker not in self._dead_workers and seconds < SLOW
 
     def _carry(self) -> None:
         """Have claims sent again that wait for a worker, but whose RQ job waits nowhere."""
-        unstarted = self._retries.unstarted()
-        queued = broker.queued_ids(self._queue) if unstarted else set()
-        missing = {claim.id: claim for claim in unstarted if claim.rq_id not in queued}
-        places = {claim.id: claim.rq_id for claim in missing.values()}
+        places = self._retries.carriers()
+        queued = broker.queued_ids(self._queue) if places else set()
+        places = {claim_id: rq_id for claim_id, rq_id in places.items() if rq_id not in queued}
+        still = self._uncarried.see(clock.boot(), places, longest_gap=10 * EVERY)
+        lost: dict[str, list[Claim]] = {}  # by the job that carried them
+        overdue = [claim_id for claim_id, seconds in still.items() if seconds >= UNCARRIED_AFTER]
+        for claim in self._retries.unstarted(overdue) if overdue else []:
+            if claim.rq_id == places[claim.id]:
+                lost.setdefault(claim.rq_id, []).append(claim)
         again = 0
-        for claim_id, seconds in self._uncarried.see(clock.boot(), places, longest_gap=10 * EVERY).items():
-            claim, rq_id = missing[claim_id], broker.new_rq_id()
-            if self._is_carried(claim.rq_id, seconds):
+        for old, claims in lost.items():
+            if self._may_begin(old, min(still[claim.id] for claim in claims)):
                 continue
-            if self._retries.hand_over(claim, rq_id):
-                broker.send(self._queue, [broker.job_for(self._desk.source, claim, rq_id)])
-                broker.retire(self._queue, claim.rq_id)
-                again += 1
+            rq_id = broker.new_rq_id()
+            if ours := [claim for claim in claims if self._retries.hand_over(claim, rq_id)]:
+                broker.send(self._queue, [broker.job_for(self._desk.source, ours, rq_id)])
+                broker.retire(self._queue, old)
+                again += len(ours)
         if again:
             telemetry.emit("sent_again", count=again)

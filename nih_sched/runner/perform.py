@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import signal
-import struct
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
+from nih_sched import clock
 from nih_sched.errors import Fail, RetryLater, RowInterrupted, RowTimeout
-from nih_sched.model import Ended, Outcome, StartedRow, clean_text
+from nih_sched.model import Ended, Outcome, StartedRow
 from nih_sched.runner.command import CommandFailed
+from nih_sched.runner.hand import share_hand
 
 Call = Callable[[Mapping[str, Any], int, int], Any]
 
@@ -26,72 +25,6 @@ TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _interruptible = False
 _interrupt_asked = False
 _all_told = False  # SIGTERM or Ctrl-C reached this horse: it was sent to everyone, its command's processes too
-
-
-class Hand:
-    """Tells the worker whether its horse is inside user code, until when, and what came of it.
-
-    Memory that both share: a horse killed or stuck in C code can't say anything any more.
-    """
-
-    ROOM = 2 * 2**20  # bytes for an outcome: its texts are cut to 64 KB each, escaped at most six times as long
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 16 + self.ROOM)
-
-    def take(self, seconds: float) -> None:
-        """In the horse: user code begins, and has so many seconds."""
-        struct.pack_into("d", self._memory, 0, time.monotonic() + seconds)
-
-    def empty(self) -> None:
-        """In the horse: user code has returned."""
-        struct.pack_into("d", self._memory, 0, 0.0)
-
-    def tell(self, run: str, ended: Ended) -> None:
-        """In the horse: how the row ended, before that is written: it is kept even if we die."""
-        reason, trace, result = (clean_text(text) for text in (ended.reason, ended.traceback, ended.result))
-        text = json.dumps([run, replace(ended, reason=reason, traceback=trace, result=result).to_json()]).encode()
-        if len(text) <= self.ROOM:
-            self._memory[16 : 16 + len(text)] = text
-            struct.pack_into("q", self._memory, 8, len(text))
-
-    def forget(self) -> None:
-        """In the horse: what was told is written down. In the worker: before each fork."""
-        struct.pack_into("q", self._memory, 8, 0)
-
-    @property
-    def told(self) -> tuple[str, Ended] | None:
-        """In the worker: the run and the outcome that a dead horse didn't get to write down."""
-        (length,) = struct.unpack_from("q", self._memory, 8)
-        if not length:
-            return None
-        run, text = json.loads(self._memory[16 : 16 + length])
-        return run, Ended.from_json(text)
-
-    @property
-    def busy(self) -> bool:
-        """In the worker: whether the horse is, or died, inside user code."""
-        return self._until > 0.0
-
-    def late(self, slack: float) -> bool:
-        """In the worker: whether the horse should have come out of user code `slack` seconds ago."""
-        return self.busy and time.monotonic() > self._until + slack
-
-    @property
-    def _until(self) -> float:
-        until: float = struct.unpack_from("d", self._memory, 0)[0]
-        return until
-
-
-_hand: Hand | None = None
-
-
-def share_hand() -> Hand:
-    """The hand that this process shares with the horses it forks; empty before each fork but the one just made."""
-    global _hand  # noqa: PLW0603 - a horse finds it by being a fork of its worker
-    if _hand is None:
-        _hand = Hand()
-    return _hand
 
 
 def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
@@ -105,22 +38,44 @@ def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
     began = time.monotonic()
 
     def ended(outcome: Outcome, **facts: Any) -> Ended:
-        return Ended(row.claim, outcome, seconds=time.monotonic() - began, **facts)
+        return Ended(row.claim, outcome, seconds=time.monotonic() - began, at=clock.boot(), **facts)
 
     if row.refused:
         return ended(Outcome.FAILED, reason=row.refused)
     if row.unreadable:
         return ended(Outcome.FAILED, reason=row.unreadable, final=True)
+    if _alarms is None:
+        with alarms():
+            return _perform(row, handler, timeout, ended)
+    return _perform(row, handler, timeout, ended)
+
+
+def _perform(row: StartedRow, handler: Call, timeout: float, ended: Callable[..., Ended]) -> Ended:
+    global _interruptible  # noqa: PLW0603 - a signal handler has no other place
+    hand, alarm = share_hand(), _alarms
+    assert alarm is not None  # noqa: S101 - perform() has seen to it
+    began = time.monotonic()
+    hand.run_until(began + timeout)
     try:
-        # Their texts, too, are user code: what it returns or raises is looked at within its time.
-        with _in_hand(timeout), _interrupts(), _deadline(timeout):
+        try:
+            # Only user code may be cut short; a write of ours is let through to its end.
+            _interruptible = True
+            if _interrupt_asked:
+                raise RowInterrupted
+            alarm.set(began + timeout)
+            # Their texts, too, are user code: what it returns or raises is looked at within its time.
             return _attempt(row, handler, ended)
+        finally:
+            alarm.armed = _interruptible = False
     except RowInterrupted:
         return ended(Outcome.INTERRUPTED, reason="its worker was told to stop")
     except RowTimeout as error:
         # By hand: to format an exception is to ask those before it for their texts, which may never come.
         trace = f"Traceback (most recent call last):\n{''.join(traceback.format_tb(error.__traceback__))}RowTimeout\n"
         return ended(Outcome.TIMED_OUT, reason=f"ran longer than its timeout of {timeout:g} s", traceback=trace)
+    finally:
+        alarm.armed = _interruptible = False  # again: a signal may have cut the first one short
+        hand.run_until(0.0)
 
 
 def _attempt(row: StartedRow, handler: Call, ended: Callable[..., Ended]) -> Ended:
@@ -178,12 +133,6 @@ def _forget_signals() -> None:
     _let_signals()
 
 
-def silence_alarm() -> None:
-    """Switch off the alarm that RQ has set for its job: user code is over, and our own writing has no deadline."""
-    if threading.current_thread() is threading.main_thread():
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def interrupt_asked() -> bool:
     """Whether the worker has asked this horse to stop: begin no further row."""
     return _interrupt_asked
@@ -196,57 +145,79 @@ def _on_interrupt(signum: int, frame: Any) -> None:
         raise RowInterrupted
 
 
-@contextlib.contextmanager
-def _in_hand(seconds: float) -> Iterator[None]:
-    hand = share_hand()
-    hand.take(seconds)
-    try:
-        yield
-    finally:
-        hand.empty()
+class Alarms:
+    """The process's alarm clock while rows of a job run: raises RowTimeout when it rings in user code past its time.
 
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    # Only user code may be cut short; a write of ours is let through to its end.
-    global _interruptible  # noqa: PLW0603
-    _interruptible = True
-    try:
-        if _interrupt_asked:
-            raise RowInterrupted
-        yield
-    finally:
-        _interruptible = False
-
-
-@contextlib.contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raise RowTimeout after `seconds`, and each second again, should the handler swallow it.
-
-    RQ's own alarm on the same timer is put back afterwards, with the time that it had left.
+    It is set once for many short rows: one that rings too early, for a row before, is set again for the present one.
     """
+
+    def __init__(self) -> None:
+        self.armed = False  # an alarm that rings while no user code runs must not harm ours
+        self._until = self._rings = 0.0
+        self._works = threading.current_thread() is threading.main_thread()  # signals reach that one only
+
+    def set(self, until: float) -> None:
+        """Ring at `until`, by time.monotonic(), and each second again, should the handler swallow it."""
+        self._until = until
+        self.armed = True
+        if self._works and not (time.monotonic() < self._rings <= until and self._is_set()):
+            self._ring_at(until)
+
+    def _is_set(self) -> bool:
+        # A library in a row before may have used the clock for itself, and stopped it.
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        return abs(self._rings - time.monotonic() - left) < 0.05
+
+    def _ring_at(self, instant: float) -> None:
+        self._rings = instant
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, instant - time.monotonic()), 1.0)
+
+    def clear(self) -> None:
+        """Don't ring any more."""
+        self.armed = False
+        self._rings = 0.0
+        if self._works:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def heed(self, signum: int, frame: Any) -> None:
+        """The alarm's handler."""
+        if self.armed:
+            if time.monotonic() >= self._until - 0.001:
+                raise RowTimeout
+            self._ring_at(self._until)
+
+
+_alarms: Alarms | None = None
+
+
+@contextlib.contextmanager
+def alarms(*, give_back: bool = True) -> Iterator[None]:
+    """Have the alarm clock be ours while a job's rows run.
+
+    Args:
+        give_back: whether RQ's own alarm on the same timer is put back afterwards, with the time that it had left.
+            In a horse it isn't: once user code is over, our own writing has no deadline.
+    """
+    global _alarms  # noqa: PLW0603
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only
+        _alarms = Alarms()
+        try:
+            yield
+        finally:
+            _alarms = None
         return
-
-    armed = False  # an alarm that rings while we set or reset the clock must not keep us from doing so
-
-    def on_alarm(signum: int, frame: Any) -> None:
-        if armed:
-            raise RowTimeout
-
     began = time.monotonic()
     old_delay, _ = signal.getitimer(signal.ITIMER_REAL)
-    old_handler = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    _alarms = Alarms()
+    old_handler = signal.signal(signal.SIGALRM, _alarms.heed)
     try:
-        armed = True
         yield
     finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _alarms.clear()
+        _alarms = None
         signal.signal(signal.SIGALRM, old_handler)
-        if old_delay:
+        if old_delay and give_back:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, old_delay - (time.monotonic() - began)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import clock, host, sample, settings
 from nih_sched.keeper import Slot, new_lease, vouched_until
 from nih_sched.runner.handler import Handler, import_module, load, resolve
+from nih_sched.runner.portion import Portion
+from nih_sched.runner.traces import Traces
 from nih_sched.settings import Settings
 from nih_sched.store import Desk, Leases, open_desk, source_desk, source_facts
+from nih_sched.store.desk import FOREVER
 
 _here: Site | None = None
 
@@ -30,23 +34,49 @@ class Site:
     owns_process: bool = True
     slot: Slot | None = None  # where our keeper finds us; a stock worker's horse makes its own
     horse_started: bool = False
+    traces: Traces = field(default_factory=Traces)  # this process as it was before its first row
     pid: int = field(default_factory=os.getpid)
+    tired: bool = False  # rows have left something behind: the next ones are for a new horse
+    _portions: dict[str, Portion] = field(default_factory=dict)
     _known: dict[str, tuple[str, Desk]] = field(default_factory=dict)
 
     def serves(self, source: str) -> bool:
         """Whether this worker was configured for the source."""
         return source == self.desk.source.name
 
-    def desk_for(self, source: str) -> Desk | None:
-        """The desk of a source as its producer wrote it down; None when there is no such source."""
+    @property
+    def is_watched(self) -> bool:
+        """In a horse: whether a worker of ours has forked it, which is told of its outcomes."""
+        return self.slot is not None and self.slot.worker != os.getpid()
+
+    def portion(self, desk: Desk) -> Portion:
+        """How many rows of this source to read at once, as was learned so far."""
+        if desk.source.name not in self._portions:
+            wanted = [desk.rows.table.columns[name] for name in self.handler.columns]
+            self._portions[desk.source.name] = Portion(wanted)
+        return self._portions[desk.source.name]
+
+    def flush(self) -> None:
+        """Let out what the handler printed: RQ ends a horse without that. Nobody may be reading it any more."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+
+    def desk_for(self, source: str, patience: float = FOREVER) -> Desk | None:
+        """The desk of a source as its producer wrote it down; None when there is no such source.
+
+        Args:
+            source: its name.
+            patience: seconds for which a database that is away is tried.
+        """
         own = self.desk
-        facts = own.insist(lambda: source_facts(own.engine, own.ledger, source))
+        facts = own.insist(lambda: source_facts(own.engine, own.ledger, source), patience=patience)
         if facts is None:
             return None
         known = self._known.get(source)
         if known is None or known[0] != facts:
             # Reflecting is dear: only when it is new, or its producer came back with other words.
-            known = facts, own.insist(partial(source_desk, own.engine, own.ledger, source, facts))
+            known = facts, own.insist(partial(source_desk, own.engine, own.ledger, source, facts), patience=patience)
             self._known[source] = known
         return known[1]
 

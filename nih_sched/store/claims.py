@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, not_, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, not_, or_, select, update
 
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import claimable
@@ -24,7 +25,7 @@ class Claims:
         self._desk = desk
         self._producer = producer
         self._tries = tries
-        self.void: list[str] = []  # RQ ids of claims that a claim of ours has closed; whoever withdraws them empties it
+        self._void: list[str] = []  # RQ ids of claims that a claim of ours has closed
 
     def select_ready(self, limit: int | None, without: Sequence[Key] = ()) -> Select[Any]:
         """The keys of ready rows, oldest key first."""
@@ -37,18 +38,20 @@ class Claims:
         query = query.order_by(*rows.keys)
         return query if limit is None else query.limit(bindparam("ready_limit", limit))
 
-    def claim(self, limit: int, new_rq_id: Callable[[], str]) -> list[Claim]:
+    def claim(self, limit: int, rq_ids: Callable[[int], Sequence[str]]) -> list[Claim]:
         """Take up to `limit` ready rows: open their claims in the ledger and set just those rows Queued.
 
         A row whose earlier claim is still running stays ready until that claim has ended.
+
+        Args:
+            limit: how many at most.
+            rq_ids: gives the RQ ids for so many claims; those with the same one travel together.
         """
         claims: list[Claim] = []
         held: list[Key] = []
         while len(claims) < limit:
             wanted = min(limit - len(claims), CHUNK)
-            taken, passed = self._desk.transact(
-                partial(self._claim_chunk, limit=wanted, held=held, new_rq_id=new_rq_id)
-            )
+            taken, passed = self._desk.transact(partial(self._claim_chunk, limit=wanted, held=held, rq_ids=rq_ids))
             claims += taken
             held += passed
             # Rows that must wait are passed over: those behind them needn't.
@@ -57,27 +60,27 @@ class Claims:
         return claims
 
     def _claim_chunk(
-        self, connection: Connection, limit: int, held: list[Key], new_rq_id: Callable[[], str]
+        self, connection: Connection, limit: int, held: list[Key], rq_ids: Callable[[int], Sequence[str]]
     ) -> tuple[list[Claim], list[Key]]:
         rows = self._desk.rows
         query = self._desk.dialect.lock(self.select_ready(limit, held), rows.table, skip_locked=True)
         keys: dict[str, Key] = {}
-        for row in connection.execute(query):
+        for row in connection.execute(query).all():
             key = tuple(row)
             keys[open_key(rows.name, key)] = key
         if not keys:
             return [], []
-        rq_ids = {hashed: new_rq_id() for hashed in keys}
-        ids = self._insert(connection, keys, rq_ids)
+        carriers = dict(zip(keys, rq_ids(len(keys)), strict=True))
+        ids = self._insert(connection, keys, carriers)
         refused = [hashed for hashed in keys if hashed not in ids]
         if refused and (closed := self._close_unstarted(connection, refused)):
-            self.void += closed
-            ids |= self._insert(connection, {h: keys[h] for h in refused}, rq_ids)
-        claims = [Claim(ids[h], keys[h], rq_ids[h], tries=self._tries) for h in keys if h in ids]
+            self._void += closed
+            ids |= self._insert(connection, {h: keys[h] for h in refused}, carriers)
+        claims = [Claim(ids[h], keys[h], carriers[h], tries=self._tries) for h in keys if h in ids]
         if claims:
             taken = connection.execute(
                 update(rows.table)
-                .where(rows.keyed([claim.key for claim in claims]))
+                .where(self._desk.keyed([claim.key for claim in claims]))
                 .values({rows.status: rows.words[State.QUEUED]})
             ).rowcount
             if taken != len(claims):
@@ -85,27 +88,38 @@ class Claims:
                 raise KeysDontMatch(
                     table=rows.name, columns=", ".join(c.name for c in rows.keys), wanted=len(claims), taken=taken
                 )
-            self._take_over(connection, {ids[h]: h for h in keys if h in ids})
+            alone = self._take_over(connection, {ids[h]: h for h in keys if h in ids}, rq_ids)
+            claims = [replace(one, rq_id=alone[one.id]) if one.id in alone else one for one in claims]
         return claims, [keys[h] for h in keys if h not in ids]
 
-    def _take_over(self, connection: Connection, open_keys: dict[int, str]) -> None:
-        # How often these rows were interrupted just before, so that it is counted on; nearly always none was.
+    def _take_over(
+        self, connection: Connection, open_keys: dict[int, str], rq_ids: Callable[[int], Sequence[str]]
+    ) -> dict[int, str]:
+        # How often these rows were interrupted just before, so that it is counted on; nearly always none was. It may be
+        # the row's own doing, so it travels alone: {claim id: its RQ id}.
         attempts = self._desk.ledger.attempts
         c = attempts.c
+        some = select(c.id).where(c.kept_key.is_not(None)).order_by(c.kept_key).limit(1)  # ordered, it uses the index
+        if connection.execute(some).first() is None:
+            return {}
         query = select(c.id, c.kept_key, c.interruptions, c.first_claim, c.earlier, c.attempt, c.outcome)
         kept = {
             row.kept_key: row
-            for row in connection.execute(query.where(c.kept_key.in_(list(open_keys.values()))))
+            for row in connection.execute(query.where(self._desk.among(c.kept_key, list(open_keys.values()))))
             if row.outcome == Outcome.INTERRUPTED.value
         }
+        alone: dict[int, str] = {}
         for claim_id, hashed in open_keys.items():
             if before := kept.get(hashed):
+                (alone[claim_id],) = rq_ids(1)
                 values = {
+                    "rq_id": alone[claim_id],
                     "interruptions": before.interruptions,
                     "first_claim": before.first_claim or before.id,
                     "earlier": (before.earlier or 0) + before.attempt,
                 }
                 connection.execute(update(attempts).where(c.id == claim_id).values(values))
+        return alone
 
     def _insert(self, connection: Connection, keys: dict[str, Key], rq_ids: dict[str, str]) -> dict[str, int]:
         attempts = self._desk.ledger.attempts
@@ -130,7 +144,7 @@ class Claims:
     def _close_unstarted(self, connection: Connection, open_keys: Sequence[str]) -> list[str]:
         # The owner made the row ready again before its claim had begun: that claim is void, and so is its RQ job.
         attempts = self._desk.ledger.attempts
-        unstarted = attempts.c.open_key.in_(open_keys) & attempts.c.started_at.is_(None)
+        unstarted = self._desk.among(attempts.c.open_key, open_keys) & attempts.c.started_at.is_(None)
         query = self._desk.dialect.lock(select(attempts.c.rq_id).where(unstarted), attempts)
         rq_ids = list(connection.execute(query).scalars())
         connection.execute(
@@ -146,6 +160,20 @@ class Claims:
         )
         return rq_ids
 
+    def take_void(self) -> list[str]:
+        """The RQ ids of jobs that carry nothing any more since a claim of ours closed their claims; each told once."""
+        void, self._void = self._void, []
+        return self._carrying_nothing(void)
+
+    def _carrying_nothing(self, rq_ids: Sequence[str]) -> list[str]:
+        c = self._desk.ledger.attempts.c
+        full = set[str]()
+        for first in range(0, len(rq_ids), CHUNK):
+            some = c.rq_id.in_(rq_ids[first : first + CHUNK])
+            query = select(c.rq_id).where(c.source == self._desk.source.name, c.open_key > "", some)
+            full |= set(self._desk.read(partial(_column, query)))
+        return [rq_id for rq_id in dict.fromkeys(rq_ids) if rq_id not in full]
+
     def give_back(self, ids: Sequence[int] | None = None) -> list[str]:
         """Give back what this producer (or anyone, of the claims `ids`) has claimed and no worker has begun.
 
@@ -153,12 +181,14 @@ class Claims:
         stays open, due at once, for the next scheduler to send.
 
         Returns:
-            the RQ ids whose jobs are void now.
+            the RQ ids of the jobs that carry nothing any more.
         """
         attempts = self._desk.ledger.attempts
         void: list[str] = []
         while True:
-            mine = attempts.c.claimed_by == self._producer if ids is None else attempts.c.id.in_(ids)
+            mine = (
+                attempts.c.claimed_by == self._producer if ids is None else self._desk.among(attempts.c.id, list(ids))
+            )
             chosen = (attempts.c.source == self._desk.source.name) & mine
             query = (
                 select(attempts.c.id, attempts.c.row_key, attempts.c.rq_id)
@@ -171,7 +201,7 @@ class Claims:
             if not looked:
                 break
         self._desk.transact(lambda c: self._make_due(c, chosen))
-        return void
+        return self._carrying_nothing(void)
 
     def _give_back_chunk(self, connection: Connection, query: Select[Any]) -> tuple[int, list[str]]:
         rows, attempts = self._desk.rows, self._desk.ledger.attempts
@@ -180,15 +210,17 @@ class Claims:
             return 0, []
         keys = [decode_key(record.row_key) for record in found]
         # Rows before ledger, as a start locks them: whoever has the row decides, the other finds nothing left.
-        connection.execute(self._desk.dialect.lock(select(*rows.keys).where(rows.keyed(keys)), rows.table)).all()
+        connection.execute(self._desk.dialect.lock(select(*rows.keys).where(self._desk.keyed(keys)), rows.table)).all()
         still = connection.execute(
-            self._desk.dialect.lock(query.where(attempts.c.id.in_([record.id for record in found])), attempts)
+            self._desk.dialect.lock(
+                query.where(self._desk.among(attempts.c.id, [record.id for record in found])), attempts
+            )
         ).all()
         if still:
-            connection.execute(delete(attempts).where(attempts.c.id.in_([record.id for record in still])))
+            connection.execute(delete(attempts).where(self._desk.among(attempts.c.id, [record.id for record in still])))
             connection.execute(
                 update(rows.table)
-                .where(rows.keyed([decode_key(record.row_key) for record in still]))
+                .where(self._desk.keyed([decode_key(record.row_key) for record in still]))
                 .where(self._desk.dialect.is_word(rows.status, rows.words[State.QUEUED]))
                 .values({rows.status: rows.words[State.READY]})
             )
@@ -199,6 +231,11 @@ class Claims:
         connection.execute(
             update(attempts)
             .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
-            .where(attempts.c.attempt > 1, attempts.c.sent_at.is_not(None))
+            # RQ's own scheduler sends without saying so.
+            .where(attempts.c.attempt > 1, or_(attempts.c.sent_at.is_not(None), attempts.c.due_at.is_(None)))
             .values(due_at=After(0.0), sent_at=None)
         )
+
+
+def _column(query: Select[Any], connection: Connection) -> Sequence[Any]:
+    return connection.execute(query).scalars().all()

@@ -7,12 +7,13 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Column, Connection, Engine, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.sql import ColumnElement
 
 from nih_sched import clock, ledger, table, telemetry
 from nih_sched.dialects import Dialect, Now, address, connect, dialect_of
@@ -20,7 +21,7 @@ from nih_sched.dialects.base import claimable, reason
 from nih_sched.dialects.watch import Watch
 from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UsageError
 from nih_sched.ledger import Ledger
-from nih_sched.model import Backoff, Source, State
+from nih_sched.model import Backoff, Key, Source, State
 from nih_sched.settings import Settings
 from nih_sched.table import RowTable
 
@@ -85,6 +86,14 @@ class Desk:
                 if said:
                     telemetry.emit("database_back")
                 return result
+
+    def among(self, column: Column[Any], values: Iterable[Any]) -> ColumnElement[bool]:
+        """The column's value is one of these, said in this database's fastest way."""
+        return self.dialect.among(column, list(values))
+
+    def keyed(self, keys: Iterable[Key]) -> ColumnElement[bool]:
+        """The user's rows with these keys."""
+        return self.rows.keyed(list(keys), self.dialect.among)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -87,6 +88,12 @@ class Looks:
         if producer is not None:
             query = query.where(c.claimed_by == producer)
         return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
+
+    def run_times(self, claim_ids: Sequence[int]) -> list[float]:
+        """For how many seconds these claims' last attempts ran, of those that have ended."""
+        c = self._attempts.c
+        query = select(c.seconds).where(c.id.in_(claim_ids), c.seconds.is_not(None))
+        return list(self._desk.read(lambda connection: connection.execute(query).scalars().all()))
 
     def last_failures(self, limit: int) -> list[Any]:
         """Rows in the failed state whose claims failed last: row_key, outcome, attempt, reason, finished_at."""

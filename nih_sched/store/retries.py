@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Table, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
@@ -32,6 +32,9 @@ class Retries:
         self._attempts = attempts
         self._waiting = waiting(attempts, desk.source.name)
         self._sent = sent(attempts)
+        # open_key > "", not NULL: said so that SQLite uses the index
+        unstarted = (attempts.c.source == desk.source.name) & (attempts.c.open_key > "")
+        self._unstarted = unstarted & attempts.c.started_at.is_(None) & self._sent
 
     def due(self, limit: int) -> list[Due]:
         """Unsent claims that are due, longest due first."""
@@ -56,21 +59,38 @@ class Retries:
         )
         return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
 
-    def carry(self, claim_id: int, rq_id: str) -> bool:
-        """Note under which RQ id a waiting claim stands in RQ's scheduled registry."""
-        statement = update(self._attempts).where(self._waiting, self._attempts.c.id == claim_id).values(rq_id=rq_id)
-        return bool(self._desk.transact(lambda connection: connection.execute(statement).rowcount))
+    def carry(self, rq_ids: Mapping[int, str]) -> set[int]:
+        """Note under which RQ ids waiting claims stand in RQ's scheduled registry.
 
-    def unstarted(self) -> list[Claim]:
-        """Claims that were sent, haven't begun, and don't wait for a time."""
+        Args:
+            rq_ids: by claim id.
+
+        Returns:
+            which claims still wait.
+        """
+        return self._desk.transact(lambda connection: self._carry(connection, rq_ids))
+
+    def _carry(self, connection: Connection, rq_ids: Mapping[int, str]) -> set[int]:
         c = self._attempts.c
-        query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries).where(
-            c.source == self._desk.source.name,
-            c.open_key > "",  # not NULL, said so that SQLite uses the index
-            c.started_at.is_(None),
-            self._sent,
-        )
+        query = select(c.id).where(self._desk.among(c.id, rq_ids), self._waiting)
+        found = set(connection.execute(self._desk.dialect.lock(query, self._attempts)).scalars())
+        if found:
+            statement = update(self._attempts).where(c.id == bindparam("its_id")).values(rq_id=bindparam("its_rq_id"))
+            connection.execute(statement, [{"its_id": one, "its_rq_id": rq_ids[one]} for one in found])
+        return found
+
+    def unstarted(self, among: Sequence[int] | None = None) -> list[Claim]:
+        """Claims (of these) that were sent, haven't begun, and don't wait for a time."""
+        c = self._attempts.c
+        query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries).where(self._unstarted)
+        if among is not None:
+            query = query.where(self._desk.among(c.id, among))
         return [_claim(row) for row in self._desk.read(lambda connection: connection.execute(query).all())]
+
+    def carriers(self) -> dict[int, str]:
+        """By claim id, the RQ id of each claim that unstarted() would give."""
+        query = select(self._attempts.c.id, self._attempts.c.rq_id).where(self._unstarted)
+        return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
 
     def hand_over(self, claim: Claim, rq_id: str) -> bool:
         """Have another job carry a claim that hasn't begun; False when it has by now, or another carries it."""
@@ -94,7 +114,7 @@ class Retries:
         c = self._attempts.c
         statement = (
             update(self._attempts)
-            .where(c.id.in_(claim_ids), c.open_key.is_not(None), c.started_at.is_(None))
+            .where(self._desk.among(c.id, claim_ids), c.open_key.is_not(None), c.started_at.is_(None))
             .where(or_(c.due_at.is_(None), c.due_at <= Now()))  # one that waits for its time goes on waiting
             .values(due_at=After(seconds), sent_at=None)
         )

@@ -11,16 +11,25 @@ from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import FOREVER, Desk
 
 
-def running(desk: Desk, claim_ids: Sequence[int], worker: str) -> list[tuple[Claim, str]]:
-    """Which of these claims are running under `worker`, each with the run that guards it."""
+def running(
+    desk: Desk, claim_ids: Sequence[int], worker: str, patience: float | None = None
+) -> list[tuple[Claim, str]]:
+    """Which of these claims are running under `worker`, each with the run that guards it.
+
+    Args:
+        desk: the source's.
+        claim_ids: which.
+        worker: its name.
+        patience: seconds for which a database that is away is tried; None: until it is back.
+    """
     attempts = desk.ledger.attempts
     query = (
         select(attempts)
-        .where(attempts.c.id.in_(claim_ids), attempts.c.worker == worker[:190])
+        .where(desk.among(attempts.c.id, claim_ids), attempts.c.worker == worker[:190])
         .where(attempts.c.started_at.is_not(None), attempts.c.finished_at.is_(None))
     )
     look: Callable[[Connection], Any] = lambda c: c.execute(query).all()  # noqa: E731
-    return [(claim_of(r), r.run) for r in desk.transact(look, patience=FOREVER)]
+    return [(claim_of(r), r.run) for r in desk.transact(look, patience=FOREVER if patience is None else patience)]
 
 
 def orphaned(desk: Desk, dead: Sequence[str], limit: int) -> list[tuple[Claim, str, str]]:

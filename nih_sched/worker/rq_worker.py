@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from rq import Queue
-from rq.exceptions import DeserializationError, StopRequested
+from rq.exceptions import DeserializationError, NoSuchJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.worker import Worker as RQWorker
@@ -21,11 +24,15 @@ from nih_sched.broker import FUNCTION
 from nih_sched.keeper import Slot, Slots
 from nih_sched.model import Outcome
 from nih_sched.runner import Site
+from nih_sched.worker.warm import BEGUN, DONE, FILES, JOBS, MEMORY, PATIENCE, TIRED, Order, Serve, WarmHorse
 
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
 REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried again
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
 LISTEN_AGAIN = 2.0  # seconds until the thread that hears RQ's commands listens again after an error
+DEAF = 20.0  # seconds for which a horse, frozen perhaps, may take to begin a job
+LOOK = 0.02  # seconds between looks at the rows while a job runs
+UNTOUCHED, UNTOLD = 77, 78  # a horse's exit codes when Redis is away, before and after a job
 STOP_NOW = signal.SIGQUIT
 WARM = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -43,6 +50,11 @@ class Worker(RQWorker):
         self._horse_asked_to_stop = False
         self._horse_too_late = False
         self._horse_end: tuple[int | None, Any] = (None, None)
+        self._warm: WarmHorse | None = None
+        self._order: Order = {}
+        self._begun = self._fresh = False  # whether the horse has taken the order; whether it was forked for that
+        self._handed_over = 0.0
+        self._steward: runner.Steward | None = None  # of the job that runs
         self.slot: Slot | None = None  # where our keeper finds us; made here when no supervisor gives one
         self._unwritten: list[runner.Unwritten] = []  # outcomes that the ledger refuses
         self._next_writing = 0.0
@@ -89,13 +101,25 @@ class Worker(RQWorker):
             self._unwritten = before._unwritten
 
     def leave(self) -> None:
-        """At this worker's end: it needs neither lease nor keeper any more."""
+        """At this worker's end: it needs neither horse nor lease nor keeper any more."""
+        self._dismiss_horse()
         self._next_writing = 0.0
         self._write_again()
         self.site.leave_lease()
         self.site.close()
         if self._slots is not None:
             self._slots.close()
+
+    def _dismiss_horse(self) -> None:
+        if self._warm is not None:
+            self._warm.bury(PATIENCE)
+            self._warm = None
+
+    def teardown(self) -> None:
+        """RQ's; a stock command that runs this class knows no other end."""
+        if not self.is_horse:
+            self._dismiss_horse()
+        super().teardown()  # type: ignore[no-untyped-call]
 
     def subscribe(self) -> None:
         """RQ's; its listening thread would end with a traceback when Redis is frozen, or while we close it."""
@@ -118,14 +142,12 @@ class Worker(RQWorker):
         self._horse_end = (None, None)
         self.site.learn(source)
         self._ensure_lease()
-        hand = runner.share_hand()
-        hand.empty()
-        hand.forget()
+        self._steward = runner.Steward(self.site, source, claim_ids)
         self._kept.dismount()
         try:
             super().execute_job(job, queue)
         finally:
-            self._after(job, queue, died_in_hand=hand.busy)
+            self._after(job, queue, died_in_hand=runner.share_hand().claim != 0)
 
     @property
     def _kept(self) -> Slot:
@@ -147,46 +169,107 @@ class Worker(RQWorker):
             outcome, how = Outcome.INTERRUPTED, "its worker was told to stop"
         source, claim_ids = job.args
         host.end_all([self._kept.lease], claims=claim_ids)  # before others run the row: a command has its own group
-        if unwritten := runner.crashed(self.site, source, claim_ids, job.id, outcome=outcome, how=how):
-            self._unwritten.append(unwritten)
+        self._unwritten += runner.crashed(self.site, source, claim_ids, job.id, queue, outcome=outcome, how=how)
         self.site.close()
         if outcome is Outcome.INTERRUPTED or status == 0:
             # RQ must not schedule it again: the claims are given back, or RQ takes the job for running still.
             with contextlib.suppress(*broker.OUTAGES):
                 broker.withdraw(queue, [job.id])
 
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:
+        """RQ's; a horse that is there already gets the job."""
+        assert self.execution is not None  # noqa: S101 - execute_job has prepared it
+        self._order = {"job": job.id, "queue": queue.name, "execution": self.execution.id}
+        self._order["created"] = self.execution.created_at.timestamp()
+        self._begun = self._fresh = False
+        self._handed_over = clock.monotonic()
+        if self._warm is not None:
+            runner.share_hand().reset()
+            self._warm.hand_over(self._order)
+            self._horse_pid = self._warm.pid
+        else:
+            self._fork()
+
+    def _fork(self) -> WarmHorse:
+        runner.new_hand()  # one that died may have had the old one's lock
+        self._warm = WarmHorse(self._be_horse, self.site.close)
+        self._warm.hand_over(self._order)
+        self._horse_pid = self._warm.pid
+        self._fresh, self._handed_over = True, clock.monotonic()
+        return self._warm
+
+    def _be_horse(self) -> Serve:
+        """In the horse, before its first job."""
+        random.seed()
+        self.setup_work_horse_signals()
+        self._is_horse = True
+        os.environ["RQ_WORKER_ID"] = self.name
+        growth, served = runner.Growth(), 0
+
+        def serve(order: Order) -> bool:
+            nonlocal served
+            served += 1
+            os.environ["RQ_JOB_ID"] = order["job"]
+            try:
+                job = self.job_class.fetch(order["job"], connection=self.connection, serializer=self.serializer)
+            except (NoSuchJobError, *broker.OUTAGES):
+                os._exit(UNTOUCHED)  # its claims are sent again
+            queue = broker.queue_of(self.connection, order["queue"])
+            execution = Execution(order["execution"], job.id, self.connection, self.name)
+            execution.created_at = datetime.fromtimestamp(order["created"], UTC)
+            execution._job = job
+            self.executions = {execution.id: execution}
+            try:
+                self.perform_job(job, queue, execution)
+            except broker.OUTAGES:
+                os._exit(UNTOLD)  # RQ wasn't told of the end; the ledger knows it
+            self.site.flush()
+            return served < JOBS and not self.site.tired and growth.is_within(MEMORY, FILES)
+
+        return serve
+
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
-        """RQ's; beyond it, a horse is killed that is deaf to its timeout or that nobody vouches for.
-
-        And nothing of a horse outlives it.
-        """
-        pid = self._horse_pid
-        job.timeout = -1  # ours is measured on a clock that nobody sets; RQ would kill by the wall clock
-        over = threading.Event()
-        threading.Thread(target=self._kill_when_late, args=(pid, over), daemon=True).start()
-        try:
-            super().monitor_work_horse(job, queue, execution)
-        finally:
-            over.set()
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-
-    def _kill_when_late(self, pid: int, over: threading.Event) -> None:
-        hand, slot = runner.share_hand(), self._kept
-        while not over.wait(0.2):
-            self._horse_too_late = hand.late(LATE)
-            if self._horse_too_late or slot.lapsed:  # the keeper may be frozen, or dead
-                if not self._horse_too_late:
-                    slot.kill_noted()
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                return
+        """RQ's; ours is measured on a clock that nobody sets, while RQ would kill by the wall clock."""
+        job.timeout = -1
+        super().monitor_work_horse(job, queue, execution)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, Any]:
-        """RQ's; how the horse ended is remembered."""
-        pid, status, rusage = super().wait_for_horse()
+        """RQ's; looks after the rows meanwhile, and remembers how the horse ended."""
+        warm = self._warm
+        if warm is None:
+            return None, None, None
+        while (answer := warm.answer(LOOK)) not in (DONE, TIRED):
+            if answer == BEGUN:
+                self._begun = True
+            elif answer is None:
+                with _undisturbed():
+                    self._look_after(warm.pid)
+            elif self._begun or self._fresh:
+                break
+            else:
+                with _undisturbed():  # it died between two jobs: of nobody's row
+                    warm.bury()
+                    self._kept.dismount()
+                    warm = self._fork()
+        if answer == DONE:
+            self._horse_end = (0, None)
+            return warm.pid, 0, None
+        self._warm = None
+        pid, status, rusage = warm.bury(PATIENCE if answer == TIRED else 0.0)
         self._horse_end = (status, rusage)
         return pid, status, rusage
+
+    def _look_after(self, pid: int) -> None:
+        slot = self._kept
+        self._horse_too_late = runner.share_hand().late(LATE)
+        deaf = not self._begun and clock.monotonic() - self._handed_over > DEAF
+        if self._horse_too_late or deaf or slot.lapsed:  # the keeper may be frozen, or dead
+            if not self._horse_too_late:
+                slot.kill_noted()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        elif self._steward is not None:
+            self._steward.look()
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """RQ's; Redis being away is no reason to leave a running horse alone."""
@@ -274,6 +357,16 @@ class Worker(RQWorker):
                 time.sleep(0.02)
 
         threading.Thread(target=end, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    # RQ's heartbeat comes by an alarm that raises: not into the middle of a transaction.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
 def _not_ours(job: Job) -> str | None:

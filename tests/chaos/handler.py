@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from nih_sched import Fail
 
@@ -24,6 +25,14 @@ def work(id: int, length_ms: int, fails: int, final_fail: int, claim_id: int, at
         line = f"{what} {id} {claim_id} {attempt} {os.getpid()} {time.monotonic():.4f} {os.getppid()} {tree} .\n"
         os.write(log, line.encode())
 
+    try:
+        run(note, length_ms, fails, final_fail, attempt)
+    finally:
+        os.close(log)
+
+
+def run(note: Callable[[str], None], length_ms: int, fails: int, final_fail: int, attempt: int) -> None:
+    """The row itself."""
     try:
         note("start")
         left = length_ms / 1000  # of running: a frozen process has as much to do as before

@@ -45,6 +45,8 @@ DEALS = 20  # tries, of which the one with most of its rarest kind is taken
 GAP = 0.5  # between two faults of which only one may be on at a time
 
 STREAM = 0.9  # the part of the run in which rows come
+BURST, BURSTS = 12, 0.04  # so many rows at once, after so many of the others
+SHORT = (0, 0, 0, 1, 1, 1, 30, 150)  # their milliseconds
 LOAD = 0.3  # the part of the workers' time that the rows take; the faults take half of it, and more
 OVERHEAD = 0.1  # seconds that a run costs beside its length
 
@@ -167,6 +169,9 @@ def plan_rows(rng: random.Random, seconds: float, workers: int) -> list[Row]:
             if at >= seconds:
                 break
             rows.append(Row(round(at + rng.uniform(0, step), 3), len(rows) + 1, length, fails, final))
+            if rng.random() < BURSTS:  # at once, so that they travel together
+                shorts = [rng.choice(SHORT) for _ in range(BURST)]
+                rows += [Row(rows[-1].at, len(rows) + n, short, 0, False) for n, short in enumerate(shorts, 1)]
             at += step
     return rows
 

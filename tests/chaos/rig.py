@@ -176,6 +176,7 @@ def _command(options: Options, url: str, redis_url: str) -> list[str]:
     command += ["--table", "jobs", "--job", "chaos.handler:work", "--max-concurrent-jobs", str(options.workers)]
     command += ["--tries", "20", "--delay", "0.2", "--backoff", "1.2", "--max-delay", "2"]
     command += ["--lease", f"{options.lease:g}", "--grace", f"{GRACE:g}", "--poll-interval", "0.2"]
+    command += ["--batch-size", "4"]  # of mixed lengths: by itself it would be 1
     command += ["--log-format", "json"]
     return command + (["--preload", options.preload] if options.preload else [])
 

@@ -82,8 +82,13 @@ def rq_id() -> str:
     return secrets.token_hex(10)
 
 
+def rq_ids(count: int) -> list[str]:
+    """Each claim its own job."""
+    return [rq_id() for _ in range(count)]
+
+
 def claim(desk: Desk, limit: int = 100, *, producer: str = "producer", tries: int = 3) -> list[Claim]:
-    return Claims(desk, producer, tries).claim(limit, rq_id)
+    return Claims(desk, producer, tries).claim(limit, rq_ids)
 
 
 def start(

@@ -11,7 +11,7 @@ from servers import eventually
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from conformance.places import Place, all_due, claim, failed, finish, next_attempt, only, ready, start
+from conformance.places import Place, all_due, claim, failed, finish, next_attempt, only, ready, rq_ids, start
 from nih_sched.errors import UsageError
 from nih_sched.model import Fate, Outcome, State, open_key
 from nih_sched.store import Claims, Looks, Retries
@@ -326,6 +326,25 @@ def test_claims_may_be_given_back_by_their_ids(place: Place) -> None:
     assert Claims(desk, "", 0).give_back([claims[1].id, 10**9]) == [claims[1].rq_id]
     assert place.states() == {1: "Queued", 2: "Pending", 3: "Queued"}
     assert Claims(desk, "", 0).give_back([]) == []
+
+
+def test_a_job_is_void_once_it_carries_nothing(place: Place) -> None:
+    place.jobs(*["Pending"] * 4)
+    desk = place.desk()
+    claims = Claims(desk, "producer", 3)
+    one, two, three, four = claims.claim(4, lambda count: ["batch"] * 3 + ["alone"])
+    assert claims.give_back([one.id, four.id]) == ["alone"]
+    place.set(2, "Pending")
+    anew = claims.claim(2, rq_ids)
+    assert [claim.key for claim in anew] == [(1,), (2,)]
+    assert claims.take_void() == []  # the batch still carries row 3
+    start(desk, three)
+    assert claims.give_back([two.id, three.id]) == []
+    finish(desk, three)
+    place.set(1, "Pending")
+    assert len(claims.claim(1, rq_ids)) == 1
+    assert claims.take_void() == [anew[0].rq_id]
+    assert claims.take_void() == []
 
 
 def test_giving_back_keeps_what_the_owner_wrote(place: Place) -> None:

@@ -14,6 +14,7 @@ import pytest
 from servers import Database, eventually
 from sqlalchemy import Engine, create_engine, event, text
 
+from conformance.places import rq_ids
 from nih_sched.settings import Settings
 from nih_sched.store import Attempts, Claims, open_desk
 
@@ -72,7 +73,7 @@ def claimer(url: str, number: int, barrier: Any, answers: Any) -> None:
     barrier.wait(180)
     idle = 0
     while idle < 20:  # its owner may still be inserting
-        got = claims.claim(dice.choice([1, 7, 40, 100]), lambda: secrets.token_hex(10))
+        got = claims.claim(dice.choice([1, 7, 40, 100]), rq_ids)
         mine += [claim.key[0] for claim in got]
         time.sleep(0.002)  # SQLite's writers don't queue: one that never rests would take all
         idle = 0 if got else idle + 1
@@ -91,7 +92,7 @@ def test_each_row_is_claimed_once_and_none_is_lost(database: Database, engine: E
 
     found = race(claimer, database.url, meanwhile=insert_more)
     desk = open_desk(Settings(database_url=database.url))
-    late = [claim.key[0] for claim in Claims(desk, "late", 3).claim(2000, lambda: secrets.token_hex(10))]
+    late = [claim.key[0] for claim in Claims(desk, "late", 3).claim(2000, rq_ids)]
     desk.close()
     counts = Counter(key for keys in [*found, late] for key in keys)
     assert [key for key, times in counts.items() if times > 1] == []
@@ -126,7 +127,7 @@ def starter(url: str, ids: list[int], number: int, barrier: Any, answers: Any) -
 def test_each_claim_is_started_once(database: Database, engine: Engine) -> None:
     add(engine, range(240))
     desk = open_desk(Settings(database_url=database.url))
-    ids = [claim.id for claim in Claims(desk, "producer", 3).claim(240, lambda: secrets.token_hex(10))]
+    ids = [claim.id for claim in Claims(desk, "producer", 3).claim(240, rq_ids)]
     found = race(starter, database.url, ids)
     begun = {number for numbers in found for number in numbers}
     # Workers that meet at a row may both stand back from it: then it is put off, and starts the next time.

@@ -310,7 +310,7 @@ def test_rows_without_a_claim_are_set_right_as_states_shows(home: Path) -> None:
         connection.execute(text("INSERT INTO jobs VALUES (41, 'Started'), (42, 'Pending')"))
     desk = desk_on(engine, settings.Settings(database_url=url, max_concurrent_jobs=1))
     claims = Claims(desk, "a producer", tries=3)
-    (first,) = claims.claim(10, broker.new_rq_id)
+    (first,) = claims.claim(10, lambda count: [broker.new_rq_id() for _ in range(count)])
     dead = Attempts(desk, "its run", "a worker")  # with no lease
     (row,) = dead.start([first.id], [])
 
@@ -331,7 +331,7 @@ def test_rows_without_a_claim_are_set_right_as_states_shows(home: Path) -> None:
     assert shown() == ({41: "Pending", 42: "Pending"}, [])
     assert servers.run(doctor).returncode == 0
 
-    newer = claims.claim(10, broker.new_rq_id)
+    newer = claims.claim(10, lambda count: [broker.new_rq_id() for _ in range(count)])
     assert all(claim.id > first.id for claim in newer)
     dead.finish([model.Ended(row.claim, model.Outcome.DONE)])  # it was alive after all
     assert shown() == ({41: "Queued", 42: "Queued"}, [])
@@ -390,3 +390,10 @@ def test_decisions_are_numbered_and_say_why() -> None:
         content = page.read_text("utf-8")
         assert content.startswith(f"# {page.name[:4]} ")
         assert re.findall(r"(?m)^## (.*)$", content) == ["Context", "Decision", "Consequences"]
+
+
+def test_the_claims_cost_can_be_measured(tmp_path: Path) -> None:
+    line = [sys.executable, str(ROOT / "scripts" / "claim-cost"), f"sqlite:///{tmp_path}/scratch.db", "10", "1000"]
+    done = servers.run(line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "sqlite: ratio " in done.stdout

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 from conftest import Work
-from servers import Spawned, eventually, scheduler, spawn_scheduler
+from servers import Spawned, eventually, plain_engine, scheduler, spawn_scheduler
 
 pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
 
@@ -227,12 +227,15 @@ def locked(work: Work) -> Iterator[None]:
             yield
             connection.execute("ROLLBACK")
         return
-    with work.engine.connect() as connection:
+    # Not by an engine of ours: its transactions may idle for some seconds only.
+    owner = plain_engine(work.database.url)
+    with closing(owner.connect()) as connection:
         mariadb = work.database.name == "mariadb"
         connection.exec_driver_sql("LOCK TABLES work WRITE" if mariadb else "LOCK TABLE work IN ACCESS EXCLUSIVE MODE")
         yield
         if mariadb:
             connection.exec_driver_sql("UNLOCK TABLES")
+    owner.dispose()
 
 
 def test_the_table_locked_for_longer_than_a_lease(work: Work) -> None:

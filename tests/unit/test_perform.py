@@ -18,7 +18,7 @@ from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from nih_sched.errors import Fail, RetryLater, RowInterrupted, RowTimeout
 from nih_sched.model import Claim, Ended, Outcome, StartedRow
 from nih_sched.runner.handler import FunctionHandler
-from nih_sched.runner.perform import INTERRUPT, install_interrupts, interrupt_asked, perform
+from nih_sched.runner.perform import INTERRUPT, alarms, install_interrupts, interrupt_asked, perform
 
 HERE = sys.modules["nih_sched.runner.perform"]  # the package's attribute of that name is the function
 SIGNALS = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT, INTERRUPT)
@@ -273,6 +273,33 @@ def test_no_alarm_is_left_over() -> None:
         performed(one, timeout=0.1)
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
         assert signal.getsignal(signal.SIGALRM) is handler
+
+
+def test_many_rows_have_each_their_own_timeout() -> None:
+    with alarms():
+        assert performed(lambda: 1, timeout=0.5).outcome is Outcome.DONE
+        assert performed(lambda: time.sleep(0.6), timeout=30).outcome is Outcome.DONE  # it rings for the row before
+        assert performed(lambda: time.sleep(0.4), timeout=0.5).outcome is Outcome.DONE
+        began = time.monotonic()
+        assert performed(polite, timeout=0.5).outcome is Outcome.TIMED_OUT
+        assert performed(polite, timeout=0.1).outcome is Outcome.TIMED_OUT  # shorter than what the clock was set to
+        assert 0.6 <= time.monotonic() - began < 1.1
+        time.sleep(0.2)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_row_that_used_the_alarm_clock_itself_leaves_the_next_one_its_timeout() -> None:
+    def own() -> None:
+        signal.alarm(50)
+        signal.alarm(0)
+
+    def longer() -> None:
+        signal.alarm(50)
+
+    with alarms():
+        for handler in (own, longer):
+            assert performed(handler, timeout=0.3).outcome is Outcome.DONE
+            assert performed(polite, timeout=0.3).outcome is Outcome.TIMED_OUT
 
 
 @pytest.mark.many  # coverage's tracer holds a lock of its own, and a timeout raised inside it blocks for ever

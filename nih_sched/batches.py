@@ -1,0 +1,61 @@
+"""How many rows travel in one RQ job: as many as run in about a tenth of a second, from how long rows have run."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from nih_sched import broker, clock
+from nih_sched.model import Claim
+from nih_sched.store import Looks
+
+AIM = 0.1  # seconds of work in one job
+ALONE = 0.05  # seconds: rows that run for so long travel alone
+MOST = 500  # rows in one job
+LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
+REMEMBERED = 100  # claims of ours whose run times are looked at
+
+
+class Batches:
+    """The size of one producer's batches."""
+
+    def __init__(self, looks: Looks, fixed: int) -> None:
+        """Of size `fixed` if that isn't 0."""
+        self._looks = looks
+        self._fixed = fixed
+        self._recent: deque[int] = deque(maxlen=REMEMBERED)
+        self._size = 1
+        self._next_look = 0.0
+
+    def sent(self, claims: Sequence[Claim]) -> None:
+        """Remember some of these claims, to see how long they will have run."""
+        self._recent.extend(claim.id for claim in claims[:: max(1, len(claims) // 10)])
+
+    def size(self) -> int:
+        """How many rows the next jobs may carry. Nothing is known at first: then it is one."""
+        if self._fixed:
+            return self._fixed
+        if self._recent and clock.monotonic() >= self._next_look:
+            self._next_look = clock.monotonic() + LOOK_EVERY
+            self._size = fitting(self._looks.run_times(list(self._recent))) or self._size
+        return self._size
+
+
+def fitting(seconds: Sequence[float]) -> int | None:
+    """How many rows fit into one job if they run as long as these did; None when none has run.
+
+    Twice the mean counts, so that a few long rows among many short ones keep batches small.
+    """
+    if not seconds:
+        return None
+    mean = math.fsum(seconds) / len(seconds)
+    if mean >= ALONE:
+        return 1
+    return max(1, min(MOST, int(AIM / max(2 * mean, 1e-6))))
+
+
+def rq_ids(count: int, size: int, workers: int) -> list[str]:
+    """RQ ids for so many claims, each for `size` claims at most, and so that every worker gets some of them."""
+    size = max(1, min(size, math.ceil(count / workers)))
+    return [rq_id for rq_id in (broker.new_rq_id() for _ in range(0, count, size)) for _ in range(size)][:count]

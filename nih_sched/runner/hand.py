@@ -1,0 +1,152 @@
+"""What a worker knows of its horse: which row it has in hand, until when, and what came of those before.
+
+Memory that both share: a horse killed or stuck in C code can't say anything any more.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import os
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from nih_sched.model import Ended
+
+# Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
+# what was told, how much of that is written down, whether no further row may be taken
+_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _START = 0, 8, 16, 24, 32, 40, 64
+_SIZE, _WORD = struct.Struct("=I"), struct.Struct("=q")
+_CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("=qq"), struct.Struct("=qqqq")
+PATIENCE = 60.0  # seconds for which a horse waits for its worker, which may be waiting for the database
+UNHEARD = 79  # a horse's exit code
+
+
+class Hand:
+    """Made before the fork, by the worker; a horse that died may have had the lock, so the next one gets a new one."""
+
+    ROOM = 4 * 2**20  # bytes for outcomes: each one's texts are cut to 64 KB, escaped at most six times as long
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _START + self.ROOM)
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    @contextmanager
+    def locked(self, patience: float) -> Iterator[bool]:
+        """In the worker: keep the horse from taking a row or writing outcomes; whether that could be had."""
+        had = self._lock.acquire(timeout=patience)
+        try:
+            yield had
+        finally:
+            if had:
+                self._lock.release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """In the horse: keep the worker from writing outcomes."""
+        self._lock_or_die()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _lock_or_die(self) -> None:
+        # A worker that keeps the lock for so long is frozen; when it thaws it goes on from where it was. What it was
+        # told it will write then, having seen our end.
+        if not self._lock.acquire(timeout=PATIENCE):
+            os._exit(UNHEARD)
+
+    def reset(self) -> None:
+        """In the worker: before each job."""
+        self._memory[:_START] = bytes(_START)
+
+    def take(self, claim_id: int) -> bool:
+        """In the horse: the next row's turn; False when the worker has given the rest of the batch back."""
+        self._lock_or_die()
+        try:
+            taken, _, _, closed = _TAKEN_TO_CLOSED.unpack_from(self._memory, _TAKEN)
+            if closed:
+                return False
+            _CLAIM_AND_TAKEN.pack_into(self._memory, _CLAIM, claim_id, taken + 1)
+            return True
+        finally:
+            self._lock.release()
+
+    def run_until(self, instant: float) -> None:
+        """In the horse: user code begins, and has until then by time.monotonic(); 0.0: it has returned."""
+        struct.pack_into("=d", self._memory, _UNTIL, instant)
+
+    def tell(self, ended: Ended) -> bool:
+        """In the horse: how the row ended, before that is written: it is kept even if we die. False: no room left."""
+        text = ended.told()
+        at = _START + self._get(_TOLD)
+        end = at + _SIZE.size + len(text)
+        if end > _START + self.ROOM:
+            return False
+        self._memory[at:end] = _SIZE.pack(len(text)) + text
+        self._put(_TOLD, end - _START)
+        self._put(_CLAIM, 0)
+        return True
+
+    def close(self) -> int:
+        """In the worker: have no further row taken; return the claim in hand. The caller has the lock."""
+        self._put(_CLOSED, 1)
+        return self.claim
+
+    def unwritten(self) -> list[bytes]:
+        """What was told and isn't written down yet, oldest first."""
+        at, end = _START + self._get(_WRITTEN), _START + self._get(_TOLD)
+        texts: list[bytes] = []
+        while at < end:
+            (length,) = _SIZE.unpack_from(self._memory, at)
+            texts.append(self._memory[at + _SIZE.size : at + _SIZE.size + length])
+            at += _SIZE.size + length
+        return texts
+
+    def note_written(self, texts: Sequence[bytes]) -> None:
+        """These first ones are written down; the horse may have told more meanwhile. The caller has the lock."""
+        self._put(_WRITTEN, self._get(_WRITTEN) + sum(_SIZE.size + len(text) for text in texts))
+
+    def forget(self) -> None:
+        """In the horse: all that was told is written down; begin anew. The caller has the lock."""
+        self._put(_WRITTEN, 0)
+        self._put(_TOLD, 0)
+
+    @property
+    def claim(self) -> int:
+        """The claim whose row is in hand; 0 while none is."""
+        return self._get(_CLAIM)
+
+    @property
+    def taken(self) -> int:
+        """How many rows of the job have been taken in hand."""
+        return self._get(_TAKEN)
+
+    def late(self, slack: float) -> bool:
+        """In the worker: whether the horse should have come out of user code `slack` seconds ago."""
+        (until,) = struct.unpack_from("=d", self._memory, _UNTIL)
+        return bool(until > 0.0 and time.monotonic() > until + slack)
+
+    def _get(self, offset: int) -> int:
+        value: int = _WORD.unpack_from(self._memory, offset)[0]
+        return value
+
+    def _put(self, offset: int, value: int) -> None:
+        _WORD.pack_into(self._memory, offset, value)
+
+
+_hand: Hand | None = None
+
+
+def share_hand() -> Hand:
+    """The hand that this process shares with its horse, or with its worker."""
+    return _hand if _hand is not None else new_hand()
+
+
+def new_hand() -> Hand:
+    """In the worker, before it forks a horse."""
+    global _hand  # noqa: PLW0603 - a horse finds it by being a fork of its worker
+    _hand = Hand()
+    return _hand

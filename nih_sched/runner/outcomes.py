@@ -1,0 +1,162 @@
+"""The outcomes of a job's rows: told to the worker at once, written down in groups, and shown to RQ at the end."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy.exc import DBAPIError
+
+from nih_sched import broker, clock, telemetry
+from nih_sched.dialects.base import reason
+from nih_sched.errors import AttemptFailed
+from nih_sched.model import Ended, Fate, Outcome, State, decide, show_key
+from nih_sched.runner.hand import Hand
+from nih_sched.runner.site import Site
+from nih_sched.store import Attempts, Desk, Retries
+
+GROUP = 0.03  # seconds for which an outcome may wait for others to be written with; with the writing, 50 ms at most
+MANY = 10  # rows in one job from which on they are told of together, not each with a line of its own
+NAMED = 20  # failed rows that RQ's failed registry is told of
+REFUSED = 76  # a horse's exit code: the ledger refuses an outcome, which the worker has been told
+
+
+class Outcomes:
+    """Those of one run.
+
+    Args:
+        site: the process's.
+        desk: the source's.
+        attempts: the run.
+        hand: shared with the worker, which writes for us what would have to wait for a long row.
+        rows: how many the job has.
+    """
+
+    def __init__(self, site: Site, desk: Desk, attempts: Attempts, hand: Hand, rows: int) -> None:
+        self._site = site
+        self._desk = desk
+        self._attempts = attempts
+        self._hand = hand
+        self._many = rows >= MANY
+        self._alone = rows == 1
+        # Without a worker of ours nobody could write for us while a long row runs: each at once, then.
+        self._group = GROUP if site.is_watched else 0.0
+        self._pending: list[Ended] = []
+        self._since = 0.0
+        self._ends: list[tuple[Ended, Fate]] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, ended: Ended) -> None:
+        """A row has ended."""
+        while not self._hand.tell(ended):
+            self.write()
+        if not self._pending:
+            self._since = clock.monotonic()
+        self._pending.append(ended)
+        if clock.monotonic() - self._since >= self._group:
+            self.write()
+
+    def write(self) -> None:
+        """Write down what isn't yet."""
+        with self._hand.held():
+            left = len(self._hand.unwritten())  # the worker may have written the first ones
+            done, rest = self._pending[: len(self._pending) - left], self._pending[len(self._pending) - left :]
+            self._pending = []
+            self._ends += [(one, decide(one, self._desk.source)) for one in done]
+            if rest:
+                for one, fate in zip(rest, self._write(rest), strict=True):
+                    report(one, fate, quietly=self._many)
+                    if fate is not None:
+                        self._ends.append((one, fate))
+            self._hand.forget()
+        self.counts.update(one.outcome.value for one in (*done, *rest))
+        if self._many and rest:
+            simple = [one for one in rest if one.outcome is Outcome.DONE]
+            telemetry.emit("done_together", count=len(simple), seconds=sum(one.seconds for one in simple))
+
+    def _write(self, ended: Sequence[Ended]) -> list[Fate | None]:
+        try:
+            return self._attempts.finish(ended)
+        except DBAPIError as error:
+            telemetry.emit("outcome_refused", key=show_key(ended[0].claim.key), reason=reason(error))
+            if not self._site.is_watched:
+                raise  # nobody to keep it: the lease ends with us, and the row is interrupted
+            self._site.flush()
+            os._exit(REFUSED)  # our worker keeps what it was told, and goes on trying while other rows run
+
+    def settle(self) -> None:
+        """Have RQ show what the ledger says, once a job's rows have ended.
+
+        Raises:
+            AttemptFailed: RQ's Retry schedules the next attempt of a job's only row, or RQ's failed registry takes
+                the job.
+        """
+        failed: list[str] = []
+        again: list[tuple[Ended, Fate]] = []
+        for ended, fate in self._ends:
+            words = f"claim {ended.claim.id}, attempt {ended.claim.attempt}: {ended.outcome.value}"
+            if fate.state is State.FAILED:
+                failed.append(words)
+            elif fate.claim_goes_on and ended.outcome is not Outcome.INTERRUPTED:
+                if self._alone and ended.outcome is not Outcome.POSTPONED:
+                    raise AttemptFailed(words)
+                again.append((ended, fate))
+        if again:
+            send_alone(self._desk, again)
+        if failed:
+            broker.spend_retries()  # a handler that raised Fail may have some left
+            more = [f"and {len(failed) - NAMED} more"] if len(failed) > NAMED else []
+            raise AttemptFailed("; ".join([*failed[:NAMED], *more]))
+
+
+def send_alone(desk: Desk, ends: Sequence[tuple[Ended, Fate]], queue: broker.Queue | None = None) -> None:
+    """Have each claim that goes on wait in RQ's scheduled registry, as a job of its own.
+
+    What is postponed spends no try, which RQ's own Retry would; and a row of a batch must not take others with it.
+    """
+    queue = queue or broker.current_queue()
+    if queue is None:
+        return
+    later = {ended.claim.id: (ended, fate, broker.new_rq_id()) for ended, fate in ends}
+    carried = Retries(desk).carry({claim_id: rq_id for claim_id, (_, _, rq_id) in later.items()})
+    sends = [
+        (broker.job_for(desk.source, [replace(ended.claim, failures=fate.failures)], rq_id), fate.delay or 0.0)
+        for claim_id, (ended, fate, rq_id) in later.items()
+        if claim_id in carried
+    ]
+    broker.send_later(queue, sends)
+
+
+def report(ended: Ended, fate: Fate | None, *, quietly: bool = False) -> None:
+    """Say how an attempt ended, and what follows.
+
+    Args:
+        ended: the attempt.
+        fate: what follows; None where a newer word stands against it.
+        quietly: say nothing of a row that is simply done: it is told of together with others.
+    """
+    if fate is None or (quietly and fate.state is State.DONE):
+        return
+    facts = {
+        "key": show_key(ended.claim.key),
+        "attempt": ended.claim.attempt,
+        "outcome": ended.outcome.value,
+        "seconds": ended.seconds,
+        "reason": _short(ended.reason),
+        "claim_id": ended.claim.id,
+    }
+    if fate.state is State.DONE:
+        telemetry.emit("done", **facts)
+    elif ended.outcome is Outcome.INTERRUPTED:
+        telemetry.emit("interrupted", **facts)
+    elif fate.claim_goes_on:
+        telemetry.emit("retrying", delay=fate.delay, **facts)
+    else:
+        telemetry.emit("failed", **facts)
+
+
+def _short(text: str | None) -> str:
+    line = (text or "").strip()
+    return line if len(line) <= 300 else f"{line[:300]}…"

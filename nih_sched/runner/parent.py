@@ -1,0 +1,194 @@
+"""In the worker, for its horse: what the horse can't do while user code runs, or since it has died."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from nih_sched import broker, clock, telemetry
+from nih_sched.model import Claim, Ended, Outcome
+from nih_sched.runner.hand import Hand, share_hand
+from nih_sched.runner.outcomes import GROUP, report, send_alone
+from nih_sched.runner.site import Site
+from nih_sched.store import Attempts, Claims, Desk, Retries
+from nih_sched.store.running import running
+
+LONG = 1.0  # seconds after which a row gives those behind it in its batch back
+BRIEFLY = 0.5  # seconds for which a database that is away is tried while the horse may be waiting for us
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """An outcome that the ledger refuses."""
+
+    source: str
+    run: str
+    ended: Ended
+
+
+class Steward:
+    """Looks after one job's rows while one of them is in hand for long.
+
+    Args:
+        site: the worker's.
+        source: the job's source.
+        claim_ids: the job's claims.
+    """
+
+    def __init__(self, site: Site, source: str, claim_ids: Sequence[int]) -> None:
+        self._site = site
+        self._source = source
+        self._claim_ids = claim_ids
+        self._claim = 0
+        self._since = 0.0
+        self._not_before = 0.0
+        self._closed = False
+
+    @property
+    def _hand(self) -> Hand:
+        return share_hand()  # a new horse has a new one
+
+    def look(self) -> None:
+        """Called some fifty times a second."""
+        now, claim = clock.monotonic(), self._hand.claim
+        if claim != self._claim:
+            self._claim, self._since = claim, now
+        if not claim or now < self._not_before:
+            return
+        held = now - self._since
+        writes = held >= GROUP and bool(self._hand.unwritten())
+        closes = held >= LONG and not self._closed
+        if not writes and not closes:
+            return
+        try:
+            desk = self._site.desk_for(self._source, patience=BRIEFLY)
+            if desk is not None:
+                if writes:
+                    self._write(desk)
+                if closes:
+                    self._give_rest_back(desk)
+        except SQLAlchemyError:
+            self._not_before = clock.monotonic() + LONG
+        finally:
+            self._site.close()
+
+    def _write(self, desk: Desk) -> None:
+        with self._hand.locked(BRIEFLY) as had:
+            if had and self._hand.claim == self._claim:
+                begun = _begun(self._site, desk, self._claim_ids, patience=BRIEFLY)
+                texts = self._hand.unwritten()
+                for run, ends in _told(texts, begun).items():
+                    fates = Attempts(desk, run, self._site.worker).finish(ends, patience=BRIEFLY)
+                    for ended, fate in zip(ends, fates, strict=True):
+                        report(ended, fate)
+                self._hand.note_written(texts)
+
+    def _give_rest_back(self, desk: Desk) -> None:
+        with self._hand.locked(BRIEFLY) as had:
+            if not had or self._hand.close() != self._claim:
+                return  # it has come out of it: then it sees that it is to stop, and does this itself
+        self._closed = True
+        begun = _begun(self._site, desk, self._claim_ids, patience=BRIEFLY)
+        _take_back(self._site, desk, {i: one for i, one in begun.items() if i != self._claim})
+        Claims(desk, "", 0).give_back([i for i in self._claim_ids if i != self._claim])
+
+
+def crashed(
+    site: Site, source: str, claim_ids: Sequence[int], rq_id: str, queue: broker.Queue, *, outcome: Outcome, how: str
+) -> list[Unwritten]:
+    """End what a horse that died had in hand, which it can't do any more; write what it had told.
+
+    Args:
+        site: the worker's.
+        source: the job's source.
+        claim_ids: the job's claims.
+        rq_id: the job's id.
+        queue: where it came from.
+        outcome: crashed; interrupted if the worker stopped the horse, which spends no try; timed out if it had to.
+        how: the horse's end in words.
+
+    Returns:
+        outcomes that the horse had reached, and the ledger refuses.
+    """
+    desk = site.desk_for(source)
+    if desk is None:
+        return []
+    hand, begun = share_hand(), _begun(site, desk, claim_ids)
+    unwritten: list[Unwritten] = []
+    for run, ends in _told(hand.unwritten(), begun).items():
+        for ended in ends:
+            begun.pop(ended.claim.id)
+            try:
+                (fate,) = Attempts(desk, run, site.worker).finish([ended])
+                report(ended, fate)
+            except DBAPIError:
+                unwritten.append(Unwritten(source, run, ended))
+    alone = len(claim_ids) == 1
+    deaths: list[tuple[Ended, str]] = []
+    if hand.claim in begun:
+        claim, run = begun.pop(hand.claim)
+        deaths = [(Ended(claim, outcome, reason=how), run)]
+    elif not hand.taken:  # it died of what it read, perhaps: then so may the next
+        ending = outcome if alone else Outcome.INTERRUPTED
+        deaths = [(Ended(claim, ending, reason=how), run) for claim, run in begun.values()]
+        begun = {}
+    for ended, run in deaths:
+        (fate,) = Attempts(desk, run, site.worker).finish([ended])
+        report(ended, fate)
+        if fate is not None and fate.claim_goes_on and ended.outcome is not Outcome.INTERRUPTED and not alone:
+            with contextlib.suppress(*broker.OUTAGES):  # only to be seen there: the producer sends it when it is due
+                send_alone(desk, [(ended, fate)], queue)
+    _take_back(site, desk, begun)
+    if not alone:
+        Claims(desk, "", 0).give_back(claim_ids)
+    Retries(desk).put_off(claim_ids, 0.0, rq_id)
+    return unwritten
+
+
+def _begun(
+    site: Site, desk: Desk, claim_ids: Sequence[int], patience: float | None = None
+) -> dict[int, tuple[Claim, str]]:
+    found = running(desk, claim_ids, site.worker, patience=patience)
+    return {claim.id: (claim, run) for claim, run in found}
+
+
+def _told(texts: Sequence[bytes], begun: dict[int, tuple[Claim, str]]) -> dict[str, list[Ended]]:
+    """By run, the outcomes that aren't written; one that the horse was just writing isn't running any more."""
+    ends: dict[str, list[Ended]] = {}
+    for text in texts:
+        if found := begun.get(Ended.claim_told(text)):
+            claim, run = found
+            ends.setdefault(run, []).append(Ended.from_told(text, claim))
+    return ends
+
+
+def _take_back(site: Site, desk: Desk, begun: dict[int, tuple[Claim, str]]) -> None:
+    for run in {run for _, run in begun.values()}:
+        claims = [claim for claim, its_run in begun.values() if its_run == run]
+        Attempts(desk, run, site.worker).take_back(claims)
+
+
+def write_again(site: Site, unwritten: Unwritten) -> bool:
+    """Try to write a refused outcome; whether it is written, or void, now."""
+    desk = site.desk_for(unwritten.source)
+    if desk is None:
+        return True
+    try:
+        (fate,) = Attempts(desk, unwritten.run, site.worker).finish([unwritten.ended], patience=0.0)
+    except DBAPIError:
+        return False
+    report(unwritten.ended, fate)
+    return True
+
+
+def give_back(site: Site, source: str, claim_ids: Sequence[int]) -> None:
+    """Give claims that haven't begun back: this worker stops, or doesn't serve their source."""
+    desk = site.desk_for(source)
+    if desk is None:
+        return
+    if not site.serves(desk.source.name):
+        telemetry.emit("unserved", count=len(claim_ids), source=desk.source.name)
+    Claims(desk, "", 0).give_back(claim_ids)

@@ -1,0 +1,100 @@
+"""What a row may leave behind in its process, for the next one to stumble over."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal.getsignal() makes an enum of each answer: a microsecond, for nine signals and each row
+import contextlib
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from nih_sched import host
+
+ALL = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+COMMON = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE),
+)
+LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+
+
+class Traces:
+    """The process as it was before its first row. Modules' own variables aren't looked at: rows share them."""
+
+    def __init__(self) -> None:
+        # A microsecond for each row; the mapping itself would decode every name and value.
+        self._raw: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+        self._mark = os.environ.encodekey(host.MARK) if hasattr(os.environ, "encodekey") else host.MARK
+        self._childless = not _has_children()  # a stock worker's horse has its keeper
+        self._environment = dict(self._raw)
+        self._before = self._look(COMMON)
+        self._all_before = self._look(ALL), _limits()
+
+    def left(self, *, thoroughly: bool = False) -> bool:
+        """Whether rows have changed folder, environment, signals and suchlike, or left threads or children running.
+
+        Args:
+            thoroughly: look at every signal and limit, as is affordable once in a while.
+        """
+        try:
+            return self._left(thoroughly=thoroughly)
+        except Exception:  # user code: what it has put there defies being looked at, or compared
+            return True
+
+    def _left(self, *, thoroughly: bool) -> bool:
+        if self._mark in self._raw:
+            self._environment[self._mark] = self._raw[self._mark]  # each row has its own
+        if thoroughly and (self._look(ALL), _limits()) != self._all_before:
+            return True
+        changed = self._look(COMMON) != self._before or self._raw != self._environment
+        return changed or (self._childless and _has_children())
+
+    def _look(self, signals: tuple[signal.Signals, ...]) -> tuple[Any, ...]:
+        try:
+            folder = os.getcwd()
+        except OSError:  # it is gone
+            folder = ""
+        mask = os.umask(0o77)  # it can't be read without being set
+        os.umask(mask)
+        blocked = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        python = sys.getrecursionlimit(), [*sys.path], sys.stdout, sys.stderr
+        handlers = [_signal.getsignal(number) for number in signals]
+        return folder, threading.active_count(), mask, blocked, python, handlers
+
+
+def _limits() -> tuple[Any, ...]:
+    closed = [getattr(stream, "closed", None) for stream in (sys.stdout, sys.stderr)]
+    return closed, os.nice(0), [resource.getrlimit(number) for number in LIMITS]
+
+
+def _has_children() -> bool:
+    """Whether a child is alive, or has died unheeded. A zombie is harmless, and may be the next look's living one."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # nearly always, and for a microsecond
+        return False
+    return True
+
+
+class Growth:
+    """How much this process has grown since; 0 where the system doesn't tell cheaply."""
+
+    def __init__(self) -> None:
+        self._memory, self._files = _size()
+
+    def is_within(self, memory: float, files: int) -> bool:
+        """Whether it has grown by less than so many MB and so many open files."""
+        now = _size()
+        return now[0] - self._memory < memory and now[1] - self._files < files
+
+
+def _size() -> tuple[float, int]:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
+    return 0.0, 0

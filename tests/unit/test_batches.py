@@ -1,0 +1,95 @@
+"""How many rows travel together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nih_sched import batches
+from nih_sched.batches import MOST, Batches, fitting, rq_ids
+from nih_sched.model import Claim
+from nih_sched.settings import Settings, load
+from nih_sched.store import Looks
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [
+        ([], None),
+        ([0.0], MOST),
+        ([0.001], 50),
+        ([0.005] * 3, 10),
+        ([0.02], 2),
+        ([0.05], 1),
+        ([3600.0], 1),
+        ([0.001] * 99 + [60.0], 1),
+        ([0.001] * 99 + [1.0], 4),
+    ],
+)
+def test_a_batch_is_a_tenth_of_a_second_of_work(seconds: list[float], size: int | None) -> None:
+    assert fitting(seconds) == size
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_a_batch_has_some_rows_whatever_was_measured(seconds: list[float]) -> None:
+    assert 1 <= cast(int, fitting(seconds)) <= MOST
+
+
+@given(st.integers(0, 500), st.integers(1, 100), st.integers(1, 20))
+def test_batches_leave_no_worker_idle(count: int, size: int, workers: int) -> None:
+    ids = rq_ids(count, size, workers)
+    assert len(ids) == count
+    sizes = Counter(ids)
+    assert all(number <= size for number in sizes.values())
+    assert len(sizes) >= min(count, workers) / 2
+    assert ids == sorted(ids, key=ids.index)  # rows next to each other travel together
+
+
+class Measured:
+    """Run times as the ledger would tell them."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds: Sequence[float] = seconds
+        self.asked: list[int] = []
+
+    def run_times(self, ids: list[int]) -> Sequence[float]:
+        self.asked += ids
+        return self.seconds
+
+
+def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(batches.clock, "monotonic", lambda: now)
+    measured: Any = Measured()
+    sizes = Batches(cast(Looks, measured), 0)
+    assert sizes.size() == 1
+    assert measured.asked == []
+    sizes.sent([Claim(n, (n,), "x") for n in (7, 8)])
+    assert sizes.size() == 1  # none has ended yet
+    assert measured.asked == [7, 8]
+    measured.seconds = [0.0]
+    assert sizes.size() == 1  # not looked at each time
+    now += batches.LOOK_EVERY
+    assert sizes.size() == MOST
+    measured.seconds = [1.0]
+    now += batches.LOOK_EVERY
+    assert sizes.size() == 1
+
+
+def test_a_fixed_size_asks_nobody() -> None:
+    measured: Any = Measured(5.0)
+    sizes = Batches(cast(Looks, measured), 20)
+    sizes.sent([Claim(1, (1,), "x")])
+    assert sizes.size() == 20
+    assert measured.asked == []
+
+
+def test_the_size_may_be_named_auto() -> None:
+    assert load({"batch_size": "auto"}, {}).batch_size == load({}, {}).batch_size == 0
+    assert load({"batch_size": "7"}, {}).batch_size == 7
+    assert Settings(batch_size=7).batch_size == 7

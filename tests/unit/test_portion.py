@@ -1,0 +1,64 @@
+"""How many rows a horse reads at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import JSON, Column, Integer, LargeBinary, String, Text
+from sqlalchemy.types import NullType
+
+from nih_sched.model import Claim, StartedRow
+from nih_sched.runner.portion import FIRST, LIMIT, NARROW, Portion
+
+
+def rows(*values: Any, name: str = "wide") -> list[StartedRow]:
+    return [StartedRow(Claim(n, (n,), "rq"), {name: value}) for n, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize("kind", [Text(), String(NARROW + 1), String(), LargeBinary(), JSON(), NullType()])
+def test_wide_columns_are_read_with_care_at_first(kind: Any) -> None:
+    assert Portion([Column("id", Integer), Column("wide", kind)]).size == FIRST
+
+
+@pytest.mark.parametrize("kinds", [[], [Integer()], [String(NARROW), Integer()]])
+def test_narrow_ones_are_read_all_at_once(kinds: list[Any]) -> None:
+    portion = Portion([Column(f"c{n}", kind) for n, kind in enumerate(kinds)])
+    assert portion.size >= 1000
+    portion.note(rows("x" * LIMIT, name="c0"))
+    assert portion.size >= 1000
+
+
+def test_it_learns_from_the_heaviest_row() -> None:
+    portion = Portion([Column("wide", Text())])
+    portion.note(rows("x" * (LIMIT // 4), "x", None))
+    assert portion.size == 4
+    portion.note(rows("x" * (LIMIT * 3)))
+    assert portion.size == 1  # at least one
+
+
+def test_a_heavy_row_is_forgotten_by_and_by() -> None:
+    portion = Portion([Column("wide", LargeBinary())])
+    portion.note(rows(b"x" * LIMIT))
+    sizes = []
+    for _ in range(40):
+        portion.note(rows(b"x"))
+        sizes.append(portion.size)
+    assert sizes[:3] == [2, 4, 8]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == LIMIT
+
+
+def test_nothing_read_teaches_nothing() -> None:
+    portion = Portion([Column("wide", Text())])
+    portion.note([])
+    assert portion.size == FIRST
+    portion.note([StartedRow(Claim(1, (1,), "rq"), {}, unreadable="no")])
+    assert portion.size > FIRST
+
+
+@pytest.mark.parametrize("value", [None, 1, 1.5, True, "text", b"bytes", {"a": [1, 2]}, ["x"], object()])
+def test_values_of_any_kind_are_weighed(value: Any) -> None:
+    portion = Portion([Column("wide", JSON())])
+    portion.note(rows(value))
+    assert portion.size >= FIRST
