@@ -34,7 +34,7 @@ SENTENCES: dict[str, str] = {
     "given_back": "gave {count} claimed rows back",
     "unserved": "gave {count} rows of source {source} back: this worker doesn't serve it",
     "refused_job": "refused RQ job {rq_id}: {reason}",
-    "job_failed": "a job of source {source} failed before its rows ran: {reason}",
+    "job_failed": "a job of source {source} failed, not by its rows: {reason}",
     "retries_sent": "sent {count} due retries",
     "database_lost": "database unreachable, trying again: {reason}",
     "database_back": "database reachable again",
@@ -125,8 +125,8 @@ class LogLines:
             stream: Stream = self._stream or sys.stderr
             stream.write(line + "\n")
             stream.flush()
-        except (OSError, ValueError):
-            pass  # a closed or full terminal must not stop a row
+        except (OSError, ValueError, AttributeError):
+            pass  # a terminal that is closed, full or taken away must not stop a row
 
 
 def one_line(text: str) -> str:

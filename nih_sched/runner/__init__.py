@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 
+BROKEN = 80  # a horse's exit code
 LEAST_WAIT = 1.0  # seconds until a job that failed before its rows ran is sent again
 
 
@@ -112,16 +113,30 @@ def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
         while waiting:
             some, waiting = waiting[: portion.size], waiting[portion.size :]
             rows = _start(site, attempts, some, hold)
-            portion.note(rows)
-            left = _run_rows(site, desk, rows, outcomes, hold)
-            outcomes.write()
-            if left:
-                attempts.take_back([row.claim for row in left])
-                give_back(site, desk.source.name, [*(row.claim.id for row in left), *waiting])
-                break
+            with _to_the_end(site, desk):
+                portion.note(rows)
+                left = _run_rows(site, desk, rows, outcomes, hold)
+                outcomes.write()
+                if left:
+                    attempts.take_back([row.claim for row in left])
+                    give_back(site, desk.source.name, [*(row.claim.id for row in left), *waiting])
+                    break
         site.tired = site.tired or site.traces.left(thoroughly=True)
     outcomes.settle()
     return dict(outcomes.counts)
+
+
+@contextlib.contextmanager
+def _to_the_end(site: Site, desk: Desk) -> Iterator[None]:
+    """Let no failure of ours, or of what user code has broken, leave rows behind that have begun."""
+    try:
+        yield
+    except Exception as error:  # a horse's outermost frame, as long as rows are in its care
+        if site.is_watched:
+            telemetry.emit("job_failed", source=desk.source.name, reason=reason(error))
+            site.flush()
+            os._exit(BROKEN)  # our worker ends what is in hand, writes what it was told, and takes back the rest
+        raise
 
 
 def _start(site: Site, attempts: Attempts, claim_ids: Sequence[int], hold: Hold | None) -> list[StartedRow]:

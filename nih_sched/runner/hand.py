@@ -115,6 +115,11 @@ class Hand:
         self._put(_TOLD, 0)
 
     @property
+    def weight(self) -> int:
+        """In the horse: how many bytes have been told since forget()."""
+        return self._get(_TOLD)
+
+    @property
     def claim(self) -> int:
         """The claim whose row is in hand; 0 while none is."""
         return self._get(_CLAIM)

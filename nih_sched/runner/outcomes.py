@@ -18,6 +18,7 @@ from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk, Retries
 
 GROUP = 0.03  # seconds for which an outcome may wait for others to be written with; with the writing, 50 ms at most
+HEAVY = 500_000  # bytes of outcomes that are written at once: databases have a limit for one statement
 MANY = 10  # rows in one job from which on they are told of together, not each with a line of its own
 NAMED = 20  # failed rows that RQ's failed registry is told of
 REFUSED = 76  # a horse's exit code: the ledger refuses an outcome, which the worker has been told
@@ -55,7 +56,7 @@ class Outcomes:
         if not self._pending:
             self._since = clock.monotonic()
         self._pending.append(ended)
-        if clock.monotonic() - self._since >= self._group:
+        if clock.monotonic() - self._since >= self._group or self._hand.weight > HEAVY:
             self.write()
 
     def write(self) -> None:

@@ -20,6 +20,7 @@ COMMON = (
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE),
 )
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+USUAL = (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)
 
 
 class Traces:
@@ -61,14 +62,15 @@ class Traces:
         mask = os.umask(0o77)  # it can't be read without being set
         os.umask(mask)
         blocked = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        python = sys.getrecursionlimit(), [*sys.path], sys.stdout, sys.stderr
+        output = [(stream, getattr(stream, "closed", None)) for stream in (sys.stdout, sys.stderr)]
+        python = sys.getrecursionlimit(), [*sys.path], output
         handlers = [_signal.getsignal(number) for number in signals]
-        return folder, threading.active_count(), mask, blocked, python, handlers
+        usual = [resource.getrlimit(number) for number in USUAL]
+        return folder, threading.active_count(), mask, blocked, python, handlers, usual
 
 
 def _limits() -> tuple[Any, ...]:
-    closed = [getattr(stream, "closed", None) for stream in (sys.stdout, sys.stderr)]
-    return closed, os.nice(0), [resource.getrlimit(number) for number in LIMITS]
+    return os.nice(0), [resource.getrlimit(number) for number in LIMITS]
 
 
 def _has_children() -> bool:

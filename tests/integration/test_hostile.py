@@ -308,8 +308,7 @@ RETURNED = {
 def test_what_handlers_return_and_leave_behind(work: Work) -> None:
     kinds = list(RETURNED)
     rows = insert(work, kinds)
-    # Limits, and closed files, are looked at after each RQ job.
-    done = scheduler(*ONE, "--batch-size", "1", env=work.env, cwd=work.folder)
+    done = scheduler(*ONE, env=work.env, cwd=work.folder)
     assert done.returncode == 0, done.stderr
     assert work.states() == {"Done": 2 * len(kinds)}
     check_good(work, kinds)
