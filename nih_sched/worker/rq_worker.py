@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,16 +13,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rq import Queue
-from rq.exceptions import DeserializationError, NoSuchJobError, StopRequested
+from rq.exceptions import NoSuchJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.worker import Worker as RQWorker
 
 from nih_sched import broker, clock, host, keeper, runner, telemetry
-from nih_sched.broker import FUNCTION
 from nih_sched.keeper import Slot, Slots
 from nih_sched.model import Outcome
 from nih_sched.runner import Site
+from nih_sched.worker.judge import how_it_died, not_ours
 from nih_sched.worker.warm import BEGUN, DONE, FILES, JOBS, MEMORY, PATIENCE, TIRED, Order, Serve, WarmHorse
 
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
@@ -129,7 +128,7 @@ class Worker(RQWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """RQ's, for our one function; whoever can write to Redis can't have anything else run here."""
-        if reason := _not_ours(job):
+        if reason := not_ours(job):
             telemetry.emit("refused_job", rq_id=job.id, reason=reason)
             self.handle_job_failure(job, queue, exc_string=f"refused: {reason}")
             return
@@ -162,7 +161,7 @@ class Worker(RQWorker):
         if status == 0 and not died_in_hand:
             return
         outcome = Outcome.TIMED_OUT if self._horse_too_late else Outcome.CRASHED
-        how = "ran on past its timeout, and was killed" if self._horse_too_late else _how_it_died(status, rusage)
+        how = "ran on past its timeout, and was killed" if self._horse_too_late else how_it_died(status, rusage)
         if unvouched:
             outcome, how = Outcome.INTERRUPTED, "its lease couldn't be renewed, so it was stopped"
         if self._horse_asked_to_stop:
@@ -367,32 +366,3 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-
-
-def _not_ours(job: Job) -> str | None:
-    """Why this job may not run here, or None. Callbacks are code by name, too."""
-    try:
-        if job.func_name != FUNCTION or job.instance is not None or job.kwargs:
-            return "it isn't a job of nih-sched's"
-        source, claim_ids = job.args
-    except (DeserializationError, ValueError, TypeError, AttributeError):
-        return "it can't be read as a job of nih-sched's"
-    if not isinstance(source, str) or not isinstance(claim_ids, list) or not all(type(c) is int for c in claim_ids):
-        return "its arguments aren't a source and claim ids"
-    if job._success_callback_name or job._failure_callback_name or job._stopped_callback_name:
-        return "it names callbacks"
-    return None
-
-
-def _how_it_died(status: int | None, rusage: Any) -> str:
-    if status is None:
-        return "its process is gone"
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        how = f"its process was killed by signal {number} ({runner.signal_name(number)})"
-    else:
-        how = f"its process ended with exit code {os.waitstatus_to_exitcode(status)}"
-    if rusage is not None:
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, kilobytes here
-        how += f", peak memory {rusage.ru_maxrss * unit / 2**20:.0f} MB"
-    return how
