@@ -90,10 +90,11 @@ class Steward:
         with self._hand.locked(BRIEFLY) as had:
             if not had or self._hand.close() != self._claim:
                 return  # it has come out of it: then it sees that it is to stop, and does this itself
+            ran = {self._claim, *(Ended.claim_told(text) for text in self._hand.unwritten())}
         self._closed = True
         begun = _begun(self._site, desk, self._claim_ids, patience=BRIEFLY)
-        _take_back(self._site, desk, {i: one for i, one in begun.items() if i != self._claim})
-        Claims(desk, "", 0).give_back([i for i in self._claim_ids if i != self._claim])
+        _take_back(self._site, desk, {i: one for i, one in begun.items() if i not in ran})
+        Claims(desk, "", 0).give_back([i for i in self._claim_ids if i not in ran])
 
 
 def crashed(

@@ -1,0 +1,31 @@
+"""What a worker does for its horse while a row is in hand for long."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from conformance.places import Place, claim, start
+from nih_sched.model import Ended, Outcome
+from nih_sched.runner.hand import new_hand
+from nih_sched.runner.parent import Steward
+
+
+def test_what_has_run_is_not_given_back_with_the_rest(place: Place) -> None:
+    place.jobs(*["Pending"] * 4)
+    desk = place.desk()
+    claims = claim(desk)
+    start(desk, *claims)
+    hand = new_hand()
+    assert hand.take(claims[0].id)
+    assert hand.tell(Ended(claims[0], Outcome.DONE, at=0.0))  # and isn't written: the database was away, say
+    assert hand.take(claims[1].id)
+    site: Any = SimpleNamespace(worker="worker")
+    steward = Steward(site, desk.source.name, [one.id for one in claims])
+    steward._claim = claims[1].id
+    steward._give_rest_back(desk)
+    assert place.states() == {1: "Started", 2: "Started", 3: "Pending", 4: "Pending"}
+    assert not hand.take(claims[2].id)
+    steward._write(desk)
+    assert place.states() == {1: "Done", 2: "Started", 3: "Pending", 4: "Pending"}
+    assert hand.unwritten() == []
