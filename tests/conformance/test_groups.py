@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import event, select
 
 from conformance.places import Events, Place, all_due, claim, finish, instants, next_attempt, only, start
-from conformance.test_keys import CASES, KEYS
+from conformance.test_keys import CASES, make_jobs
 from nih_sched import clock
 from nih_sched.dialects.base import End
 from nih_sched.model import Ended, Fate, Outcome, State
@@ -292,15 +292,7 @@ def whole_way(place: Place, desk: Desk) -> None:
 
 @pytest.mark.parametrize(("database", "name"), CASES, indirect=["database"])
 def test_a_group_of_keys_of_every_kind(place: Place, name: str) -> None:
-    _, columns, keys = KEYS[name]
-    types = {
-        "bytes": {"postgresql": "bytea"}.get(place.name, "blob"),
-        "timestamp": {"mariadb": "datetime(6)"}.get(place.name, "timestamp"),
-    }
-    names = [column.split()[0] for column in columns]
-    definition = ", ".join(f"{column} NOT NULL" for column in columns).format_map(types)
-    collate = " CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" if name == "text" and place.name == "mariadb" else ""
-    place.run(f"CREATE TABLE jobs ({definition}, state varchar(20), PRIMARY KEY ({', '.join(names)})){collate}")
+    names, keys = make_jobs(place, name)
     desk = place.desk()
     insert_rows(desk.engine, desk.rows, [dict(zip(names, key, strict=True)) for key in keys], lambda count: None)
     whole_way(place, desk)

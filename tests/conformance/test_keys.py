@@ -68,8 +68,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("database", "name"), CASES, indirect=["database"])
-def test_keys_of_every_kind(place: Place, name: str) -> None:
+def make_jobs(place: Place, name: str) -> tuple[list[str], Any]:
+    """An empty table jobs with keys of this kind; return its key columns, and keys for it."""
     _, columns, keys = KEYS[name]
     types = {
         "bytes": {"postgresql": "bytea"}.get(place.name, "blob"),
@@ -79,6 +79,12 @@ def test_keys_of_every_kind(place: Place, name: str) -> None:
     definition = ", ".join(f"{column} NOT NULL" for column in columns).format_map(types)
     collate = " CHARACTER SET utf8mb4 COLLATE utf8mb4_bin" if name == "text" and place.name == "mariadb" else ""
     place.run(f"CREATE TABLE jobs ({definition}, state varchar(20), PRIMARY KEY ({', '.join(names)})){collate}")
+    return names, keys
+
+
+@pytest.mark.parametrize(("database", "name"), CASES, indirect=["database"])
+def test_keys_of_every_kind(place: Place, name: str) -> None:
+    names, keys = make_jobs(place, name)
     desk = place.desk()
     shuffled = sorted(keys, key=lambda key: hash(repr(key)))
     insert_rows(desk.engine, desk.rows, [dict(zip(names, key, strict=True)) for key in shuffled], lambda count: None)
