@@ -12,7 +12,7 @@ from nih_sched.store import Looks
 
 AIM = 0.1  # seconds of work in one job
 ALONE = 0.05  # seconds: rows that run for so long travel alone
-MOST = 500  # rows in one job
+MOST = 1000  # rows in one job
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 REMEMBERED = 100  # claims of ours whose run times are looked at
 

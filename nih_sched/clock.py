@@ -8,6 +8,8 @@ import threading
 import time
 from datetime import UTC, datetime
 
+_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS's MONOTONIC counts sleep
+
 
 def now() -> datetime:
     """The present instant by this machine's clock, timezone-aware, in UTC."""
@@ -21,7 +23,7 @@ def monotonic() -> float:
 
 def boot() -> float:
     """Seconds since this machine was started, those included for which it slept; no change of the date moves it."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS's MONOTONIC counts sleep
+    return time.clock_gettime(_BOOT)
 
 
 class Bell:

@@ -32,6 +32,14 @@ class End(NamedTuple):
     result: str | None
 
 
+class Opened(NamedTuple):
+    """What one claim has of its own, where several are opened together."""
+
+    row_key: str
+    open_key: str
+    rq_id: str
+
+
 class Dialect:
     """One database's ways. The default methods are right for a standard one."""
 
@@ -52,6 +60,10 @@ class Dialect:
 
     def wait_briefly(self, connection: Connection) -> None:
         """Have this transaction give up soon on a table or row that others have locked."""
+
+    def wait_hardly(self, connection: Connection) -> bool:
+        """Have this transaction give up on a row that others have locked; whether it can, and an UPDATE can return."""
+        return False
 
     @contextlib.contextmanager
     def reading(self, engine: Engine) -> Iterator[Connection]:
@@ -89,14 +101,25 @@ class Dialect:
         return column == literal(word, kind, literal_execute=True)
 
     def insert_claims(
-        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+        self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
     ) -> dict[str, int]:
-        """Insert records whose open_key isn't taken; return {open_key: id} of those that were inserted."""
+        """Insert claims whose open_key isn't taken; return {open_key: id} of those that were inserted.
+
+        Args:
+            connection: in a transaction.
+            attempts: our table.
+            own: what each gets of its own.
+            values: what all of them get.
+        """
         raise NotImplementedError
 
     def among(self, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         """The column's value is one of these."""
         return column.in_(values)
+
+    def given(self, column: Column[Any], name: str) -> ColumnElement[bool]:
+        """The column's value is one of those that this parameter will hold."""
+        return column.in_(bindparam(name, expanding=True))
 
     def close_claims(
         self,

@@ -26,7 +26,7 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal, literal_column
 
-from nih_sched.dialects.base import IDLE, Dialect, End, by_open_key
+from nih_sched.dialects.base import IDLE, Dialect, End, Opened, by_open_key
 from nih_sched.model import Word
 
 # https://mariadb.com/kb/en/mariadb-error-codes/
@@ -83,15 +83,15 @@ class MySQL(Dialect):
         return plain
 
     def insert_claims(
-        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+        self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
     ) -> dict[str, int]:
         """Look, then insert: the claimed rows are locked, so nobody else can be inserting the same ones."""
-        taken = by_open_key(connection, attempts, [record["open_key"] for record in records])
-        fresh = [record for record in records if record["open_key"] not in taken]
+        taken = by_open_key(connection, attempts, [one.open_key for one in own])
+        fresh = [one for one in own if one.open_key not in taken]
         if not fresh:
             return {}
-        connection.execute(plain_insert(attempts), fresh)
-        return by_open_key(connection, attempts, [record["open_key"] for record in fresh])
+        connection.execute(plain_insert(attempts), [one._asdict() | values for one in fresh])
+        return by_open_key(connection, attempts, [one.open_key for one in fresh])
 
     def write_ends(self, connection: Connection, attempts: Table, values: dict[str, Any], ends: Sequence[End]) -> None:
         """One statement: PyMySQL would send one for each record."""

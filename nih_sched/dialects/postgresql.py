@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import listen
-from nih_sched.dialects.base import IDLE, Dialect, End
+from nih_sched.dialects.base import IDLE, Dialect, End, Opened
 from nih_sched.dialects.times import After
 from nih_sched.dialects.watch import Watch, channel_of
 from nih_sched.model import Word
@@ -70,7 +71,6 @@ DEFAULTS: dict[str, Any] = {
 
 # Types whose arrays compare as their elements do.
 ARRAYABLE = (Integer, BigInteger, SmallInteger, String, Text, VARCHAR, TEXT, INTEGER, BIGINT, SMALLINT, UUID, Uuid)
-OWN = ("row_key", "open_key", "rq_id")  # what claims that are inserted together don't have in common
 
 
 class PostgreSQL(Dialect):
@@ -102,6 +102,11 @@ class PostgreSQL(Dialect):
         """For this transaction alone."""
         connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
 
+    def wait_hardly(self, connection: Connection) -> bool:
+        """For this transaction alone."""
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+        return True
+
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """Citext and nondeterministic collations take other words for equal; ordinary columns don't."""
         plain = super().is_word(column, word)
@@ -112,55 +117,28 @@ class PostgreSQL(Dialect):
     def among(self, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         """One array instead of many parameters: a third of the time for both sides."""
         if type(column.type) in ARRAYABLE:
-            return column == any_(_array(values, column.type))
+            return column == any_(bindparam(None, list(values), type_=_Joined(column.type), unique=True))
         return super().among(column, values)
 
+    def given(self, column: Column[Any], name: str) -> ColumnElement[bool]:
+        """As among()."""
+        if type(column.type) in ARRAYABLE:
+            return column == any_(bindparam(name, type_=_Joined(column.type)))
+        return super().given(column, name)
+
     def insert_claims(
-        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+        self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
     ) -> dict[str, int]:
         """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims; arrays, for speed."""
-        own = [name for name in OWN if name in records[0]]
-        columns = [attempts.c[name] for name in own]
-        given = func.unnest(*(_array([record[c.name] for record in records], c.type) for c in columns))
-        each = given.table_valued(*own).render_derived("given")
-        same = {name: literal(value, attempts.c[name].type) for name, value in records[0].items() if name not in own}
-        query = select(*(each.c[name] for name in own), *same.values())
-        statement = (
-            insert(attempts)
-            .from_select([*own, *same], query)
-            .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
-            .returning(attempts.c.open_key, attempts.c.id)
-        )
-        return {row.open_key: row.id for row in connection.execute(statement).all()}
+        given = _its(own) | {f"new_{name}": value for name, value in values.items()}
+        return dict(map(tuple, connection.execute(_opening(attempts, tuple(values)), given).all()))
 
     def close_claims(
         self, connection: Connection, attempts: Table, run: str, values: dict[str, Any], ends: Sequence[End]
     ) -> set[int]:
-        """One statement, from arrays.
-
-        The fence is a part of the join: by itself it would have the planner expect a single row, and compare each
-        record with each end. OFFSET 0 keeps it from seeing through that.
-        """
-        c = attempts.c
-        kinds: tuple[Any, ...] = (c.id.type, c.seconds.type, Float(), Text())
-        arrays = (_array(part, kind) for part, kind in zip(zip(*ends, strict=True), kinds, strict=True))
-        names = (column(name, kind) for name, kind in zip(End._fields, kinds, strict=True))
-        each = func.unnest(*arrays).table_valued(*names).render_derived("each")
-        fence = literal(run).label("run"), literal(True).label("open")
-        given = select(*each.c, *fence).offset(literal_column("0")).subquery("given")
-        statement = (
-            update(attempts)
-            .where(self.among(c.id, [end.id for end in ends]), c.id == given.c.id)
-            .where(c.run == given.c.run, c.finished_at.is_(None) == given.c.open)
-            .values(
-                **values,
-                seconds=given.c.seconds,
-                result=given.c.result,
-                started_at=After(-given.c.age - given.c.seconds),
-                finished_at=After(-given.c.age),
-            )
-        )
-        return set(connection.execute(statement.returning(c.id)).scalars().all())
+        """One statement, from arrays."""
+        given = _its(ends) | {f"new_{name}": value for name, value in values.items()} | {"its_run": run}
+        return set(connection.execute(_closing(attempts, tuple(values)), given).scalars().all())
 
     def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
         """Partial: it holds ready rows only, so it stays small whatever the table grows to."""
@@ -210,17 +188,76 @@ class _Joined(TypeDecorator[Any]):
 
     def bind_processor(self, dialect: Any) -> Callable[[Any], str]:
         """In place of the array's own."""
-        return lambda values: f"{{{','.join(map(_element, values))}}}"
+        return lambda values: f"{{{_joined(values)}}}"
+
+
+def _joined(values: Sequence[Any]) -> str:
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return ",".join(map(str, values))
+    if kinds == {float}:  # seconds, to the nanosecond: repr() takes six times as long
+        return ",".join([f"{value:.9f}" for value in values])
+    if kinds == {str}:
+        plain = '","'.join(values)
+        if "\\" not in plain and plain.count('"') == 2 * (len(values) - 1):
+            return f'"{plain}"'
+    return ",".join(map(_element, values))
 
 
 def _element(value: Any) -> str:
-    if isinstance(value, str):
-        if "\\" in value or '"' in value:
-            value = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{value}"'
-    return "NULL" if value is None else repr(value)
+    if value is None:
+        return "NULL"
+    text = str(value)
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
-def _array(values: Sequence[Any], kind: Any) -> Any:
-    plain = set(map(type, values)) <= {int, float, str, type(None)}
-    return bindparam(None, list(values), type_=_Joined(kind) if plain else ARRAY(kind), unique=True)
+def _its(records: Sequence[Opened] | Sequence[End]) -> dict[str, Any]:
+    return {f"its_{part}": found for part, found in zip(records[0]._fields, zip(*records, strict=True), strict=True)}
+
+
+def _parts(kinds: dict[str, Any], name: str) -> Any:
+    """A table of arrays that are parameters: its_x for column x."""
+    arrays = (bindparam(f"its_{part}", type_=_Joined(kind)) for part, kind in kinds.items())
+    columns = (column(part, kind) for part, kind in kinds.items())
+    return func.unnest(*arrays).table_valued(*columns).render_derived(name)
+
+
+@functools.lru_cache(maxsize=16)
+def _opening(attempts: Table, names: tuple[str, ...]) -> Any:
+    each = _parts({name: attempts.c[name].type for name in Opened._fields}, "given")
+    same = [bindparam(f"new_{name}", type_=attempts.c[name].type) for name in names]
+    return (
+        insert(attempts)
+        .from_select([*Opened._fields, *names], select(*each.c, *same))
+        .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
+        .returning(attempts.c.open_key, attempts.c.id)
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _closing(attempts: Table, names: tuple[str, ...]) -> Any:
+    """Close records that have the ids given, as far as they are open and the run's.
+
+    The fence is a part of the join: by itself it would have the planner expect a single row, and compare each record
+    with each end. OFFSET 0 keeps it from seeing through that.
+    """
+    c = attempts.c
+    each = _parts(dict(zip(End._fields, (c.id.type, c.seconds.type, Float(), Text()), strict=True)), "each")
+    fence = bindparam("its_run", type_=c.run.type).label("run"), literal(True).label("open")
+    given = select(*each.c, *fence).offset(literal_column("0")).subquery("given")
+    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=c[name].type) for name in names}
+    return (
+        update(attempts)
+        .where(c.id == any_(bindparam("its_id", type_=_Joined(c.id.type))), c.id == given.c.id)
+        .where(c.run == given.c.run, c.finished_at.is_(None) == given.c.open)
+        .values(
+            **values,
+            seconds=given.c.seconds,
+            result=given.c.result,
+            started_at=After(-given.c.age - given.c.seconds),
+            finished_at=After(-given.c.age),
+        )
+        .returning(c.id)
+    )

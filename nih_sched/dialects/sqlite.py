@@ -17,7 +17,7 @@ from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
-from nih_sched.dialects.base import Dialect
+from nih_sched.dialects.base import Dialect, Opened
 from nih_sched.dialects.data_version import DataVersion
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
@@ -83,8 +83,12 @@ class SQLite(Dialect):
             return and_(plain, collate(column, "BINARY") == literal(word, literal_execute=True))
         return plain
 
+    def wait_hardly(self, connection: Connection) -> bool:
+        """Whoever has begun to write has the whole file."""
+        return True
+
     def insert_claims(
-        self, connection: Connection, attempts: Table, records: Sequence[dict[str, Any]]
+        self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
     ) -> dict[str, int]:
         """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims."""
         statement = (
@@ -92,7 +96,7 @@ class SQLite(Dialect):
             .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
             .returning(attempts.c.open_key, attempts.c.id)
         )
-        return {row.open_key: row.id for row in connection.execute(statement, list(records))}
+        return {row.open_key: row.id for row in connection.execute(statement, [one._asdict() | values for one in own])}
 
     def recommended_index(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> Index:
         """Partial: it holds ready rows only, so it stays small whatever the table grows to."""

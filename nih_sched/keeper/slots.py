@@ -13,7 +13,10 @@ from nih_sched import clock
 # pid and birth of worker and horse; until when the horse is vouched for (boot clock); whether its lease is lost, and
 # whether it was killed for that; the lease
 _FORM = struct.Struct("=qqqqd??32s")
-_FIELDS = {"worker": (0, "q"), "born": (8, "q"), "horse": (16, "q"), "horse_born": (24, "q"), "until": (32, "d")}
+_WORD, _INSTANT = struct.Struct("=q"), struct.Struct("=d")
+_FIELDS = {"worker": (0, _WORD), "born": (8, _WORD), "horse": (16, _WORD), "horse_born": (24, _WORD)}
+_UNTIL = 32
+_FIELDS["until"] = _UNTIL, _INSTANT
 _LOST, _KILLED, _LEASE = 40, 41, 42
 _SIZE = 128  # a cache line of its own for each
 
@@ -122,13 +125,15 @@ class Slot:
     @property
     def expired(self) -> bool:
         """In the horse: whether nobody vouches for it any more."""
-        return self.lost or clock.boot() >= self.until
+        # Asked before each row: without the properties' detours.
+        lost = self._memory[self._offset + _LOST] != 0
+        return bool(lost or clock.boot() >= _INSTANT.unpack_from(self._memory, self._offset + _UNTIL)[0])
 
     def _put(self, name: str, value: float) -> None:
         offset, form = _FIELDS[name]
-        struct.pack_into(f"={form}", self._memory, self._offset + offset, value)
+        form.pack_into(self._memory, self._offset + offset, value)
 
     def _get(self, name: str) -> float:
         offset, form = _FIELDS[name]
-        value: float = struct.unpack_from(f"={form}", self._memory, self._offset + offset)[0]
+        value: float = form.unpack_from(self._memory, self._offset + offset)[0]
         return value

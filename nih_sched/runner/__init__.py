@@ -159,17 +159,18 @@ def _run_rows(
 ) -> Sequence[StartedRow]:
     """Run rows that have begun, one after the other; return those that should run elsewhere."""
     hand, call, timeout = share_hand(), partial(_call, site), desk.source.timeout
+    singly, slot, pid = len(rows) < MANY, site.slot, os.getpid()
     for number, row in enumerate(rows):
-        if site.slot and site.slot.expired:  # frozen until now: nobody vouches for us
-            site.slot.kill_noted()
+        claim_id = row.claim.id
+        if slot and slot.expired:  # frozen until now: nobody vouches for us
+            slot.kill_noted()
             os._exit(75)
-        if site.tired or interrupt_asked() or not hand.take(row.claim.id):
+        if site.tired or interrupt_asked() or not hand.take(claim_id):
             return rows[number:]
         if hold:
-            host.mark(hold.lease, row.claim.id)
-        if len(rows) < MANY:
+            host.mark(hold.lease, claim_id)
+        if singly:
             telemetry.emit("started", key=show_key(row.claim.key), attempt=row.claim.attempt)
-        pid = os.getpid()
         try:
             ended = perform(row, call, timeout)
         except BaseException as error:  # user code that defies being looked at: its row must end all the same
@@ -178,7 +179,7 @@ def _run_rows(
         if os.getpid() != pid:
             os._exit(0)  # user code forked, and both returned: the row is the first one's
         if hold and ended.outcome in (Outcome.TIMED_OUT, Outcome.INTERRUPTED):
-            host.end_all([hold.lease], claims=[row.claim.id])  # what it started must not run beside its next attempt
+            host.end_all([hold.lease], claims=[claim_id])  # what it started must not run beside its next attempt
         # A handler that was cut off may have left anything half done.
         site.tired = ended.outcome is Outcome.TIMED_OUT or site.traces.left()
         outcomes.add(ended)
@@ -187,10 +188,11 @@ def _run_rows(
 
 def _call(site: Site, values: Mapping[str, Any], claim_id: int, attempt: int) -> Any:
     # The hook is user code too: when it raises, the row fails with its traceback.
-    if site.settings.on_horse_start and not site.horse_started:
-        load(site.settings.on_horse_start)()
-        site.traces = Traces()  # what the hook has started is for all rows
-    site.horse_started = True
+    if not site.horse_started:
+        if site.settings.on_horse_start:
+            load(site.settings.on_horse_start)()
+            site.traces = Traces()  # what the hook has started is for all rows
+        site.horse_started = True
     return site.handler(values, claim_id, attempt)
 
 

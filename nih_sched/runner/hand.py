@@ -18,7 +18,7 @@ from nih_sched.model import Ended
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
 # what was told, how much of that is written down, whether no further row may be taken
 _UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _START = 0, 8, 16, 24, 32, 40, 64
-_SIZE, _WORD = struct.Struct("=I"), struct.Struct("=q")
+_SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("=q"), struct.Struct("=d")
 _CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("=qq"), struct.Struct("=qqqq")
 PATIENCE = 60.0  # seconds for which a horse waits for its worker, which may be waiting for the database
 UNHEARD = 79  # a horse's exit code
@@ -76,19 +76,24 @@ class Hand:
 
     def run_until(self, instant: float) -> None:
         """In the horse: user code begins, and has until then by time.monotonic(); 0.0: it has returned."""
-        struct.pack_into("=d", self._memory, _UNTIL, instant)
+        _INSTANT.pack_into(self._memory, _UNTIL, instant)
 
-    def tell(self, ended: Ended) -> bool:
-        """In the horse: how the row ended, before that is written: it is kept even if we die. False: no room left."""
-        text = ended.told()
-        at = _START + self._get(_TOLD)
+    def tell(self, ended: Ended) -> int:
+        """In the horse: how the row ended, before that is written: it is kept even if we die.
+
+        Returns:
+            how many bytes have been told since forget(); 0: there is no room left for this.
+        """
+        text, memory = ended.told(), self._memory
+        at = _START + _WORD.unpack_from(memory, _TOLD)[0]
         end = at + _SIZE.size + len(text)
         if end > _START + self.ROOM:
-            return False
-        self._memory[at:end] = _SIZE.pack(len(text)) + text
-        self._put(_TOLD, end - _START)
-        self._put(_CLAIM, 0)
-        return True
+            return 0
+        memory[at:end] = _SIZE.pack(len(text)) + text
+        _WORD.pack_into(memory, _TOLD, end - _START)
+        _WORD.pack_into(memory, _CLAIM, 0)
+        told: int = end - _START
+        return told
 
     def close(self) -> int:
         """In the worker: have no further row taken; return the claim in hand. The caller has the lock."""
@@ -115,9 +120,9 @@ class Hand:
         self._put(_TOLD, 0)
 
     @property
-    def weight(self) -> int:
-        """In the horse: how many bytes have been told since forget()."""
-        return self._get(_TOLD)
+    def is_partly_written(self) -> bool:
+        """In the horse: whether the worker has written some of what was told since forget()."""
+        return self._get(_WRITTEN) > 0
 
     @property
     def claim(self) -> int:
@@ -131,7 +136,7 @@ class Hand:
 
     def late(self, slack: float) -> bool:
         """In the worker: whether the horse should have come out of user code `slack` seconds ago."""
-        (until,) = struct.unpack_from("=d", self._memory, _UNTIL)
+        (until,) = _INSTANT.unpack_from(self._memory, _UNTIL)
         return bool(until > 0.0 and time.monotonic() > until + slack)
 
     def _get(self, offset: int) -> int:

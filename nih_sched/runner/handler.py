@@ -44,10 +44,11 @@ class FunctionHandler:
 
     def __call__(self, values: Mapping[str, Any], claim_id: int, attempt: int) -> Any:
         """Call it with its columns, and with claim_id and attempt where it asks for them."""
-        given = {"claim_id": claim_id, "attempt": attempt}
-        result = self.function(
-            **{column: values[column] for column in self.columns}, **{name: given[name] for name in self.ids}
-        )
+        given = {column: values[column] for column in self.columns}
+        if self.ids:
+            known = {"claim_id": claim_id, "attempt": attempt}
+            given |= {name: known[name] for name in self.ids}
+        result = self.function(**given)
         if inspect.iscoroutine(result):
             return asyncio.run(result)
         return result

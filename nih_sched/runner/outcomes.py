@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
@@ -51,31 +50,33 @@ class Outcomes:
 
     def add(self, ended: Ended) -> None:
         """A row has ended."""
-        while not self._hand.tell(ended):
+        while not (told := self._hand.tell(ended)):
             self.write()
+        now = clock.monotonic()
         if not self._pending:
-            self._since = clock.monotonic()
+            self._since = now
         self._pending.append(ended)
-        if clock.monotonic() - self._since >= self._group or self._hand.weight > HEAVY:
+        if now - self._since >= self._group or told > HEAVY:
             self.write()
 
     def write(self) -> None:
         """Write down what isn't yet."""
         with self._hand.held():
-            left = len(self._hand.unwritten())  # the worker may have written the first ones
-            done, rest = self._pending[: len(self._pending) - left], self._pending[len(self._pending) - left :]
-            self._pending = []
+            # The worker may have written the first ones.
+            first = len(self._pending) - len(self._hand.unwritten()) if self._hand.is_partly_written else 0
+            done, rest, self._pending = self._pending[:first], self._pending[first:], []
             self._ends += [(one, decide(one, self._desk.source)) for one in done]
             if rest:
                 for one, fate in zip(rest, self._write(rest), strict=True):
-                    report(one, fate, quietly=self._many)
-                    if fate is not None:
+                    if not (self._many and one.outcome is Outcome.DONE):  # those are told of together
+                        report(one, fate)
+                    if fate is not None and fate.state is not State.DONE:
                         self._ends.append((one, fate))
             self._hand.forget()
-        self.counts.update(one.outcome.value for one in (*done, *rest))
+        self.counts.update([one.outcome.value for one in (*done, *rest)])
         if self._many and rest:
-            simple = [one for one in rest if one.outcome is Outcome.DONE]
-            telemetry.emit("done_together", count=len(simple), seconds=sum(one.seconds for one in simple))
+            simple = [one.seconds for one in rest if one.outcome is Outcome.DONE]
+            telemetry.emit("done_together", count=len(simple), seconds=sum(simple))
 
     def _write(self, ended: Sequence[Ended]) -> list[Fate | None]:
         try:
@@ -123,22 +124,16 @@ def send_alone(desk: Desk, ends: Sequence[tuple[Ended, Fate]], queue: broker.Que
     later = {ended.claim.id: (ended, fate, broker.new_rq_id()) for ended, fate in ends}
     carried = Retries(desk).carry({claim_id: rq_id for claim_id, (_, _, rq_id) in later.items()})
     sends = [
-        (broker.job_for(desk.source, [replace(ended.claim, failures=fate.failures)], rq_id), fate.delay or 0.0)
+        (broker.job_for(desk.source, [ended.claim._replace(failures=fate.failures)], rq_id), fate.delay or 0.0)
         for claim_id, (ended, fate, rq_id) in later.items()
         if claim_id in carried
     ]
     broker.send_later(queue, sends)
 
 
-def report(ended: Ended, fate: Fate | None, *, quietly: bool = False) -> None:
-    """Say how an attempt ended, and what follows.
-
-    Args:
-        ended: the attempt.
-        fate: what follows; None where a newer word stands against it.
-        quietly: say nothing of a row that is simply done: it is told of together with others.
-    """
-    if fate is None or (quietly and fate.state is State.DONE):
+def report(ended: Ended, fate: Fate | None) -> None:
+    """Say how an attempt ended, and what follows; nothing where a newer word stands against it."""
+    if fate is None:
         return
     facts = {
         "key": show_key(ended.claim.key),

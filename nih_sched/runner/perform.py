@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from signal import ITIMER_REAL, getitimer
 from typing import Any
 
 from nih_sched import clock
@@ -35,22 +36,21 @@ def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
         handler: what to run.
         timeout: seconds until RowTimeout is raised in it.
     """
-    began = time.monotonic()
-
-    def ended(outcome: Outcome, **facts: Any) -> Ended:
-        return Ended(row.claim, outcome, seconds=time.monotonic() - began, at=clock.boot(), **facts)
-
     if row.refused:
-        return ended(Outcome.FAILED, reason=row.refused)
+        return _ended(row, Outcome.FAILED, time.monotonic(), reason=row.refused)
     if row.unreadable:
-        return ended(Outcome.FAILED, reason=row.unreadable, final=True)
+        return _ended(row, Outcome.FAILED, time.monotonic(), reason=row.unreadable, final=True)
     if _alarms is None:
         with alarms():
-            return _perform(row, handler, timeout, ended)
-    return _perform(row, handler, timeout, ended)
+            return _perform(row, handler, timeout)
+    return _perform(row, handler, timeout)
 
 
-def _perform(row: StartedRow, handler: Call, timeout: float, ended: Callable[..., Ended]) -> Ended:
+def _ended(row: StartedRow, outcome: Outcome, began: float, **facts: Any) -> Ended:
+    return Ended(row.claim, outcome, seconds=time.monotonic() - began, at=clock.boot(), **facts)
+
+
+def _perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
     global _interruptible  # noqa: PLW0603 - a signal handler has no other place
     hand, alarm = share_hand(), _alarms
     assert alarm is not None  # noqa: S101 - perform() has seen to it
@@ -62,41 +62,45 @@ def _perform(row: StartedRow, handler: Call, timeout: float, ended: Callable[...
             _interruptible = True
             if _interrupt_asked:
                 raise RowInterrupted
-            alarm.set(began + timeout)
+            alarm.set(began, began + timeout)
             # Their texts, too, are user code: what it returns or raises is looked at within its time.
-            return _attempt(row, handler, ended)
+            return _attempt(row, handler, began)
         finally:
             alarm.armed = _interruptible = False
     except RowInterrupted:
-        return ended(Outcome.INTERRUPTED, reason="its worker was told to stop")
+        return _ended(row, Outcome.INTERRUPTED, began, reason="its worker was told to stop")
     except RowTimeout as error:
         # By hand: to format an exception is to ask those before it for their texts, which may never come.
         trace = f"Traceback (most recent call last):\n{''.join(traceback.format_tb(error.__traceback__))}RowTimeout\n"
-        return ended(Outcome.TIMED_OUT, reason=f"ran longer than its timeout of {timeout:g} s", traceback=trace)
+        why = f"ran longer than its timeout of {timeout:g} s"
+        return _ended(row, Outcome.TIMED_OUT, began, reason=why, traceback=trace)
     finally:
         alarm.armed = _interruptible = False  # again: a signal may have cut the first one short
         hand.run_until(0.0)
 
 
-def _attempt(row: StartedRow, handler: Call, ended: Callable[..., Ended]) -> Ended:
+def _attempt(row: StartedRow, handler: Call, began: float) -> Ended:
     try:
-        return ended(Outcome.DONE, result=_as_text(handler(row.values, *row.claim.for_handler)))
+        result = handler(row.values, *row.claim.for_handler)
+        if result is not None:
+            result = _as_text(result)
+        return Ended(row.claim, Outcome.DONE, None, None, result, time.monotonic() - began, at=clock.boot())
     except (RowInterrupted, RowTimeout):
         raise
     except RetryLater as asked:
         try:
             later = RetryLater(asked.seconds)
         except Exception as error:  # user code: a subclass that went round our __init__
-            return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
-        return ended(Outcome.POSTPONED, reason=str(later), postpone=later.seconds)
+            return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace())
+        return _ended(row, Outcome.POSTPONED, began, reason=str(later), postpone=later.seconds)
     except Fail as error:
-        return ended(Outcome.FAILED, reason=_say(error), traceback=_trace(), final=True)
+        return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace(), final=True)
     except CommandFailed as error:
         if _all_told and error.signalled:
-            return ended(Outcome.INTERRUPTED, reason="everything here was told to stop")
-        return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
+            return _ended(row, Outcome.INTERRUPTED, began, reason="everything here was told to stop")
+        return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace())
     except BaseException as error:  # user code: sys.exit() and KeyboardInterrupt end the row, not its worker
-        return ended(Outcome.FAILED, reason=_say(error), traceback=_trace())
+        return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace())
 
 
 def install_interrupts() -> None:
@@ -156,17 +160,15 @@ class Alarms:
         self._until = self._rings = 0.0
         self._works = threading.current_thread() is threading.main_thread()  # signals reach that one only
 
-    def set(self, until: float) -> None:
-        """Ring at `until`, by time.monotonic(), and each second again, should the handler swallow it."""
+    def set(self, now: float, until: float) -> None:
+        """Ring at `until`, and each second again, should the handler swallow it; both by time.monotonic()."""
         self._until = until
         self.armed = True
-        if self._works and not (time.monotonic() < self._rings <= until and self._is_set()):
-            self._ring_at(until)
-
-    def _is_set(self) -> bool:
         # A library in a row before may have used the clock for itself, and stopped it.
-        left, _ = signal.getitimer(signal.ITIMER_REAL)
-        return abs(self._rings - time.monotonic() - left) < 0.05
+        if self._works and not (
+            now < self._rings <= until and abs(self._rings - now - getitimer(ITIMER_REAL)[0]) < 0.05
+        ):
+            self._ring_at(until)
 
     def _ring_at(self, instant: float) -> None:
         self._rings = instant
@@ -221,9 +223,7 @@ def alarms(*, give_back: bool = True) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, old_delay - (time.monotonic() - began)))
 
 
-def _as_text(result: Any) -> str | None:
-    if result is None:
-        return None
+def _as_text(result: Any) -> str:
     try:
         return json.dumps(result, default=str, ensure_ascii=False)
     except (RowInterrupted, RowTimeout):

@@ -9,18 +9,17 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nih_sched import host
 
-ALL = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
-COMMON = (
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE),
-)
+ALL = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+COMMON = [
+    *map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)),
+    *map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE)),
+]
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
-USUAL = (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)
 
 
 class Traces:
@@ -54,19 +53,21 @@ class Traces:
         changed = self._look(COMMON) != self._before or self._raw != self._environment
         return changed or (self._childless and _has_children())
 
-    def _look(self, signals: tuple[signal.Signals, ...]) -> tuple[Any, ...]:
+    def _look(self, signals: Sequence[int]) -> tuple[Any, ...]:
         try:
             folder = os.getcwd()
         except OSError:  # it is gone
             folder = ""
         mask = os.umask(0o77)  # it can't be read without being set
         os.umask(mask)
-        blocked = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        output = [(stream, getattr(stream, "closed", None)) for stream in (sys.stdout, sys.stderr)]
-        python = sys.getrecursionlimit(), [*sys.path], output
-        handlers = [_signal.getsignal(number) for number in signals]
-        usual = [resource.getrlimit(number) for number in USUAL]
-        return folder, threading.active_count(), mask, blocked, python, handlers, usual
+        out, err = sys.stdout, sys.stderr
+        return (
+            *(folder, mask, _signal.pthread_sigmask(signal.SIG_BLOCK, ()), threading.active_count()),
+            *(sys.getrecursionlimit(), [*sys.path], out, err),
+            *(getattr(out, "closed", None), getattr(err, "closed", None)),
+            *map(_signal.getsignal, signals),
+            resource.getrlimit(resource.RLIMIT_NOFILE),
+        )
 
 
 def _limits() -> tuple[Any, ...]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, Float, bindparam, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import telemetry
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import reason
-from nih_sched.model import Claim, Ended, Fate, Key, Outcome, StartedRow, State, Word, encode_key, show_key
+from nih_sched.model import Claim, Ended, Fate, Key, Outcome, StartedRow, State, Word, decode_key, encode_key, show_key
 from nih_sched.store.desk import FOREVER, Desk
 from nih_sched.store.finishes import Finishes
 from nih_sched.store.leases import Hold
@@ -28,6 +29,10 @@ class LeaseLost(Exception):
 
 class _Raced(Exception):
     """Another process started some of these claims between our look and our write."""
+
+
+class _NotAtOnce(Exception):
+    """Some of these claims need a closer look."""
 
 
 class Attempts:
@@ -56,6 +61,8 @@ class Attempts:
         Raises:
             LeaseLost: nothing began.
         """
+        with contextlib.suppress(_NotAtOnce):
+            return self._desk.transact(lambda c: self._start_at_once(c, claim_ids, columns))
         try:
             return self._desk.transact(lambda c: self._start(c, claim_ids, columns))
         except _Raced:
@@ -77,23 +84,54 @@ class Attempts:
         self._renew_lease(connection)
         return [StartedRow(claim_of(head[0]), {}, refused=f"the database refused to start the row: {why}")]
 
+    def _start_at_once(
+        self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]
+    ) -> list[StartedRow]:
+        """Nearly always all is as it was left by the claim: each record is written once, and nothing looked at twice.
+
+        Raises:
+            _NotAtOnce: some rows aren't as they were claimed, or are locked; what was written is to be rolled back.
+        """
+        desk, rows = self._desk, self._desk.rows
+        queued, started = rows.words[State.QUEUED], rows.words[State.STARTED]
+        if not desk.dialect.wait_hardly(connection) or queued == started:
+            raise _NotAtOnce
+        claims, _, begun = _by_key(self._heads(connection, claim_ids), self.run)
+        if begun or len(claims) < len(claim_ids):
+            raise _NotAtOnce
+        statement = desk.once(
+            f"start {columns}",
+            lambda: (
+                update(rows.table)
+                .where(desk.given_rows, desk.dialect.is_word(rows.status, queued))
+                .values({rows.status: started})
+                .returning(*rows.keys, *self._wanted(columns))
+            ),
+        )
+        these = desk.given_keys([claim.key for claim in claims.values()])
+        try:
+            found = list(map(tuple, connection.execute(statement, these).all()))
+        except Exception as error:  # an owner's lock, a value that can't be read, whatever the user's table may refuse
+            raise _NotAtOnce from error
+        width = len(rows.keys)
+        values = {encode_key(row[:width]): dict(zip(columns, row[width:], strict=True)) for row in found}
+        if values.keys() != claims.keys() or len(found) != len(claims):
+            raise _NotAtOnce
+        if self._mark(connection, claim_ids) != len(claims):
+            raise _NotAtOnce
+        self._renew_lease(connection)
+        return [StartedRow(claim, values[k]) for k, claim in claims.items()]
+
     def _start(self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
         rows = self._desk.rows
-        heads = self._heads(connection, claim_ids)
-        claims = {head.row_key: claim_of(head) for head in heads}
+        claims, ours_already, begun = _by_key(self._heads(connection, claim_ids), self.run)
         if not claims:
             return []
-        ours_already = {head.row_key for head in heads if head.run == self.run}
-        # Before a retry the row is still Started where the database refused to set it back.
-        begun = ours_already | {head.row_key for head in heads if head.attempt > 1}
         found, busy, values = self._lock_rows(connection, {k: claim.key for k, claim in claims.items()}, columns)
         resumed = busy & ours_already  # begun before its owner took the lock, in a transaction whose answer was lost
         busy -= resumed
         self._put_off(connection, [claims[k].id for k in busy])
-        first, again = self._expected(again=False), self._expected(again=True)
-        startable = [
-            k for k in claims if k in resumed or (k in found and _is_one(found[k], again if k in begun else first))
-        ]
+        startable = self._startable(claims, found, resumed, begun)
         if len(startable) < len(claims):
             fit = busy.union(startable)
             self._cancel(connection, [claim for k, claim in claims.items() if k not in fit])
@@ -104,10 +142,10 @@ class Attempts:
             marked = self._mark(connection, fresh)
             if marked != len(fresh):
                 raise _Raced
-        keys = [claims[k].key for k in startable]
         started = rows.words[State.STARTED]
         # A write that changes nothing would still fire the user's triggers.
-        changing = [k for k in startable if k not in resumed and not _same(found[k], started)]
+        unchanged = {word for word in set(found.values()) if _same(word, started)}
+        changing = [k for k in startable if k not in resumed and found[k] not in unchanged]
         if changing:
             these = self._desk.keyed([claims[k].key for k in changing])
             connection.execute(update(rows.table).where(these).values({rows.status: started}))
@@ -115,43 +153,68 @@ class Attempts:
             for k in changing:
                 values[k][0][rows.status.name] = started
         if values is None or resumed:
-            values = self._read(connection, keys, columns)
+            values = self._read(connection, [claims[k].key for k in startable], columns)
         self._renew_lease(connection)
         gone: tuple[dict[str, Any], str] = {}, "its owner has deleted the row"  # only one that was resumed can be
         return [StartedRow(claims[k], *values.get(k, gone)) for k in startable]
+
+    def _startable(
+        self, claims: dict[str, Claim], found: dict[str, Any], resumed: set[str], begun: set[str]
+    ) -> Sequence[str]:
+        first, again = self._expected(again=False), self._expected(again=True)
+        fit = {word for word in set(found.values()) if _is_one(word, first)}
+        fit_again = fit | {word for word in set(found.values()) if _is_one(word, again)}
+        nothing = object()
+        return [k for k in claims if k in resumed or found.get(k, nothing) in (fit_again if k in begun else fit)]
 
     def _renew_lease(self, connection: Connection) -> None:
         # Last of all: the keeper mustn't wait for a lock that we hold while we wait for a row.
         hold = self._hold
         if hold is None:
             return
-        leases = self._desk.ledger.leases
-        statement = update(leases).where(leases.c.id == hold.lease, leases.c.died.is_(None))
-        values = {"beat": leases.c.beat + 1, "horse": hold.horse, "horse_born": hold.horse_born}
-        if not connection.execute(statement.values(values | {"lease_until": After(hold.seconds)})).rowcount:
+        statement = self._desk.once("renew", self._make_renew)
+        values = {"its_lease": hold.lease, "its_horse": hold.horse, "its_born": hold.horse_born}
+        if not connection.execute(statement, values | {"its_seconds": hold.seconds}).rowcount:
             raise LeaseLost
+
+    def _make_renew(self) -> Any:
+        leases = self._desk.ledger.leases
+        statement = update(leases).where(leases.c.id == bindparam("its_lease"), leases.c.died.is_(None))
+        return statement.values(
+            beat=leases.c.beat + 1,
+            horse=bindparam("its_horse"),
+            horse_born=bindparam("its_born"),
+            lease_until=After(bindparam("its_seconds", type_=Float())),
+        )
 
     def _may_start(self) -> Any:
         c = self._attempts.c
         return c.open_key.is_not(None) & c.started_at.is_(None) & or_(c.due_at.is_(None), c.due_at <= Now())
 
     def _heads(self, connection: Connection, claim_ids: Sequence[int]) -> Sequence[Any]:
+        query = self._desk.once("heads", self._make_heads)
+        return connection.execute(query, {"its_run": self.run, "its_ids": claim_ids}).all()
+
+    def _make_heads(self) -> Any:
         c = self._attempts.c
         # A job names source and claims: that they belong together is known here alone.
         query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.interruptions)
         query = query.add_columns(c.first_claim, c.earlier, c.run)
         query = query.where(c.source == self._desk.source.name)
         # What this very run started, in a transaction whose answer was lost, is still its own.
-        ours = (c.run == self.run) & c.finished_at.is_(None)
-        ids = self._desk.among(c.id, claim_ids)
-        return connection.execute(query.where(ids, or_(self._may_start(), ours))).all()
+        ours = (c.run == bindparam("its_run")) & c.finished_at.is_(None)
+        return query.where(self._desk.dialect.given(c.id, "its_ids"), or_(self._may_start(), ours))
 
     def _mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
-        started = {"started_at": Now(), "run": self.run, "worker": self._worker, "due_at": None}
-        started["lease"] = self._hold.lease if self._hold else None
-        ids = self._desk.among(self._attempts.c.id, claim_ids)
-        statement = update(self._attempts).where(ids, self._may_start())
-        return connection.execute(statement.values(started)).rowcount
+        statement = self._desk.once("mark", self._make_mark)
+        lease = self._hold.lease if self._hold else None
+        values = {"its_run": self.run, "its_worker": self._worker, "its_lease": lease, "its_ids": claim_ids}
+        return connection.execute(statement, values).rowcount
+
+    def _make_mark(self) -> Any:
+        ids = self._desk.dialect.given(self._attempts.c.id, "its_ids")
+        given: dict[str, Any] = {name: bindparam(f"its_{name}") for name in ("run", "worker", "lease")}
+        return update(self._attempts).where(ids, self._may_start()).values(started_at=Now(), due_at=None, **given)
 
     def _lock_rows(
         self, connection: Connection, keys: dict[str, Key], columns: Sequence[str]
@@ -174,15 +237,14 @@ class Attempts:
                 raise
             plain, values = query.with_only_columns(*rows.keys, rows.status), None
             result = connection.execute(self._desk.dialect.lock(plain, rows.table, skip_locked=True)).all()
-        found: dict[str, Any] = {}
-        for row in map(tuple, result):
-            k = encode_key(row[:width])
-            found[k] = row[width]
-            if values is not None:
+        row_keys = [encode_key(tuple(row[:width])) for row in result]
+        found = {k: row[width] for k, row in zip(row_keys, result, strict=True)}
+        if values is not None:
+            for k, row in zip(row_keys, result, strict=True):
                 values[k] = dict(zip(columns, row[width + 1 :], strict=True)), None
-        missing = [key for k, key in keys.items() if k not in found]
-        if not missing:
+        if found.keys() >= keys.keys():
             return found, set(), values
+        missing = [key for k, key in keys.items() if k not in found]
         there = connection.execute(select(*rows.keys).where(self._desk.keyed(missing)))
         return found, {encode_key(tuple(row)) for row in there}, values
 
@@ -263,6 +325,20 @@ class Attempts:
     def finish(self, ended: Sequence[Ended], *, patience: float = FOREVER) -> list[Fate | None]:
         """Write how attempts ended, as Finishes does."""
         return self._finishes.write(ended, patience=patience)
+
+
+def _by_key(heads: Sequence[Any], run: str) -> tuple[dict[str, Claim], set[str], set[str]]:
+    """Claims by row_key; which are this run's already; and whose rows may stand as begun."""
+    claims: dict[str, Claim] = {}
+    ours_already, again = set[str](), set[str]()
+    for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, its_run in heads:
+        key = decode_key(row_key)
+        claims[row_key] = Claim(claim_id, key, rq_id, attempt, failures, tries, interruptions or 0, first, earlier or 0)
+        if its_run == run:
+            ours_already.add(row_key)
+        elif attempt > 1:  # before a retry the row is still Started where the database refused to set it back
+            again.add(row_key)
+    return claims, ours_already, ours_already | again
 
 
 def _same(found: Any, word: Word) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, not_, or_, select, update
 
 from nih_sched.dialects import After, Now
-from nih_sched.dialects.base import claimable
+from nih_sched.dialects.base import Opened, claimable
 from nih_sched.errors import KeysDontMatch
-from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key
+from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
 from nih_sched.store.desk import Desk
 
 CHUNK = 1000  # rows in one statement: below every database's limit of parameters, composite keys included
@@ -63,34 +62,39 @@ class Claims:
         self, connection: Connection, limit: int, held: list[Key], rq_ids: Callable[[int], Sequence[str]]
     ) -> tuple[list[Claim], list[Key]]:
         rows = self._desk.rows
-        query = self._desk.dialect.lock(self.select_ready(limit, held), rows.table, skip_locked=True)
-        keys: dict[str, Key] = {}
-        for row in connection.execute(query).all():
-            key = tuple(row)
-            keys[open_key(rows.name, key)] = key
-        if not keys:
+        query = self._lock_ready(held) if held else self._desk.once("ready", self._lock_ready)
+        found = list(map(tuple, connection.execute(query, {"ready_limit": limit}).all()))
+        if not found:
             return [], []
-        carriers = dict(zip(keys, rq_ids(len(keys)), strict=True))
-        ids = self._insert(connection, keys, carriers)
-        refused = [hashed for hashed in keys if hashed not in ids]
+        keys: dict[str, Key] = {}
+        own: dict[str, Opened] = {}
+        for key, rq_id in zip(found, rq_ids(len(found)), strict=True):
+            row_key = encode_key(key)
+            hashed = open_key_of(rows.name, row_key)
+            keys[hashed], own[hashed] = key, Opened(row_key, hashed, rq_id)
+        ids = self._insert(connection, list(own.values()))
+        refused = [hashed for hashed in own if hashed not in ids]
         if refused and (closed := self._close_unstarted(connection, refused)):
             self._void += closed
-            ids |= self._insert(connection, {h: keys[h] for h in refused}, carriers)
-        claims = [Claim(ids[h], keys[h], carriers[h], tries=self._tries) for h in keys if h in ids]
+            ids |= self._insert(connection, [own[h] for h in refused])
+        claims = [Claim(ids[h], keys[h], one.rq_id, 1, 0, self._tries) for h, one in own.items() if h in ids]
         if claims:
-            taken = connection.execute(
-                update(rows.table)
-                .where(self._desk.keyed([claim.key for claim in claims]))
-                .values({rows.status: rows.words[State.QUEUED]})
-            ).rowcount
+            statement = self._desk.once(
+                "claim",
+                lambda: update(rows.table).where(self._desk.given_rows).values({rows.status: rows.words[State.QUEUED]}),
+            )
+            taken = connection.execute(statement, self._desk.given_keys([claim.key for claim in claims])).rowcount
             if taken != len(claims):
                 # Keys that name two rows, or that don't equal themselves (floats, NULLs): never run the wrong row.
                 raise KeysDontMatch(
                     table=rows.name, columns=", ".join(c.name for c in rows.keys), wanted=len(claims), taken=taken
                 )
             alone = self._take_over(connection, {ids[h]: h for h in keys if h in ids}, rq_ids)
-            claims = [replace(one, rq_id=alone[one.id]) if one.id in alone else one for one in claims]
+            claims = [one._replace(rq_id=alone[one.id]) if one.id in alone else one for one in claims]
         return claims, [keys[h] for h in keys if h not in ids]
+
+    def _lock_ready(self, held: Sequence[Key] = ()) -> Any:
+        return self._desk.dialect.lock(self.select_ready(CHUNK, held), self._desk.rows.table, skip_locked=True)
 
     def _take_over(
         self, connection: Connection, open_keys: dict[int, str], rq_ids: Callable[[int], Sequence[str]]
@@ -121,25 +125,18 @@ class Claims:
                 connection.execute(update(attempts).where(c.id == claim_id).values(values))
         return alone
 
-    def _insert(self, connection: Connection, keys: dict[str, Key], rq_ids: dict[str, str]) -> dict[str, int]:
-        attempts = self._desk.ledger.attempts
+    def _insert(self, connection: Connection, own: Sequence[Opened]) -> dict[str, int]:
         instant = connection.execute(select(Now())).scalar_one()
-        records = [
-            {
-                "source": self._desk.source.name,
-                "row_key": encode_key(key),
-                "open_key": hashed,
-                "attempt": 1,
-                "failures": 0,
-                "tries": self._tries,
-                "rq_id": rq_ids[hashed],
-                "claimed_by": self._producer,
-                "claimed_at": instant,
-                "sent_at": instant,
-            }
-            for hashed, key in keys.items()
-        ]
-        return self._desk.dialect.insert_claims(connection, attempts, records)
+        values = {
+            "source": self._desk.source.name,
+            "attempt": 1,
+            "failures": 0,
+            "tries": self._tries,
+            "claimed_by": self._producer,
+            "claimed_at": instant,
+            "sent_at": instant,
+        }
+        return self._desk.dialect.insert_claims(connection, self._desk.ledger.attempts, own, values)
 
     def _close_unstarted(self, connection: Connection, open_keys: Sequence[str]) -> list[str]:
         # The owner made the row ready again before its claim had begun: that claim is void, and so is its RQ job.

@@ -8,10 +8,10 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, insert, select, update
+from sqlalchemy import Column, Connection, Engine, bindparam, insert, select, tuple_, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.sql import ColumnElement
 
@@ -41,6 +41,14 @@ class Desk:
     ledger: Ledger
     rows: RowTable
     source: Source
+    _made: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """A statement, made when it is first asked for: SQLAlchemy takes as long to make one as to run it."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
 
     def transact(self, work: Callable[[Connection], T], *, patience: float = PATIENCE) -> T:
         """Run `work` in one transaction, begun anew as insist() says.
@@ -94,6 +102,17 @@ class Desk:
     def keyed(self, keys: Iterable[Key]) -> ColumnElement[bool]:
         """The user's rows with these keys."""
         return self.rows.keyed(list(keys), self.dialect.among)
+
+    @property
+    def given_rows(self) -> ColumnElement[bool]:
+        """The user's rows with the keys that given_keys() makes parameters of."""
+        if len(self.rows.keys) == 1:
+            return self.dialect.given(self.rows.keys[0], "given_keys")
+        return tuple_(*self.rows.keys).in_(bindparam("given_keys", expanding=True))
+
+    def given_keys(self, keys: Iterable[Key]) -> dict[str, Any]:
+        """For a statement with given_rows."""
+        return {"given_keys": [key[0] for key in keys] if len(self.rows.keys) == 1 else list(keys)}
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction."""

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from nih_sched import clock, telemetry
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import End, reason
-from nih_sched.model import Ended, Fate, Key, Outcome, State, clean_text, decide, open_key, show_key
+from nih_sched.model import Ended, Fate, Key, Outcome, State, Word, clean_text, decide, open_key, show_key
 from nih_sched.store.desk import FOREVER, Desk
 
 
@@ -71,15 +71,21 @@ class Finishes:
         """Rows that are simply done, all at once; {claim id: fate} of those that this run still had."""
         now = clock.boot()
         ends = [
-            End(one.claim.id, one.seconds, 0.0 if one.at is None else max(0.0, now - one.at), clean_text(one.result))
+            End(
+                one.claim.id,
+                one.seconds,
+                0.0 if one.at is None or one.at > now else now - one.at,
+                None if one.result is None else clean_text(one.result),
+            )
             for one in ended
         ]
         nothing = dict.fromkeys(("open_key", "kept_key", "reason", "traceback"))
         values = {"outcome": Outcome.DONE.value, "ended_by": self._worker, "interruptions": 0, **nothing}
         closed = self._desk.dialect.close_claims(connection, self._attempts, self._run, values, ends)
-        if closed:
-            self._set_word(connection, [one.claim.key for one in ended if one.claim.id in closed], State.DONE)
-        return {one.claim.id: decide(one, self._desk.source) for one in ended if one.claim.id in closed}
+        ours = [one for one in ended if one.claim.id in closed]
+        if ours:
+            self._set_word(connection, [one.claim.key for one in ours], State.DONE)
+        return {one.claim.id: decide(one, self._desk.source) for one in ours}
 
     def _finish(self, connection: Connection, ended: Ended, stretch: float, *, with_row: bool) -> Fate | None:
         fate = decide(ended, self._desk.source, stretch)
@@ -123,9 +129,13 @@ class Finishes:
         rows = self._desk.rows
         ours = {rows.words[one] for one in (State.STARTED, State.QUEUED, State.RETRYING)} - {rows.words[state]}
         if ours:
-            over = or_(*(self._desk.dialect.is_word(rows.status, word) for word in ours))
-            statement = update(rows.table).where(self._desk.keyed(keys), over)
-            connection.execute(statement.values({rows.status: rows.words[state]}))
+            statement = self._desk.once(f"finish {state}", lambda: self._make_set_word(ours, rows.words[state]))
+            connection.execute(statement, self._desk.given_keys(keys))
+
+    def _make_set_word(self, ours: set[Word], word: Word) -> Any:
+        rows = self._desk.rows
+        over = or_(*(self._desk.dialect.is_word(rows.status, one) for one in ours))
+        return update(rows.table).where(self._desk.given_rows, over).values({rows.status: word})
 
     def _mine(self, claim_id: int) -> Any:
         attempts = self._attempts

@@ -328,3 +328,23 @@ def test_a_group_of_big_numeric_keys_next_to_each_other(place: Place) -> None:
     for n in range(5):
         place.run("INSERT INTO jobs VALUES (:n, 'Pending')", n=10**14 + n)
     whole_way(place, place.desk())
+
+
+def test_no_statement_of_a_rows_way_is_compiled_twice(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.jobs(*["Pending"] * 30)
+    desk = place.desk()
+    desk.engine.echo = True  # SQLAlchemy says of each statement whether it had it compiled
+
+    def way(run: str) -> str:
+        caplog.clear()
+        claims = claim(desk, 10)
+        assert len(start(desk, *claims, run=run, columns=["name"])) == 10
+        finish(desk, claims, run=run)
+        assert Looks(desk).around(rows=True).ready
+        return caplog.text
+
+    assert "[generated in" in way("one")
+    again = way("two")
+    assert "[cached since" in again
+    assert "[generated in" not in again
+    assert "[no key" not in again

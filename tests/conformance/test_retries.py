@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 from conformance.places import Place, all_due, claim, due_for, failed, finish, next_attempt, rq_id, start
 from nih_sched.model import Claim, Outcome
@@ -27,7 +26,7 @@ def test_only_what_is_due_is_due_and_the_longest_due_comes_first(place: Place) -
     due_for(desk, claims[2], seconds=7.0)
     assert Looks(desk).around(rows=False).due == 0.0
     (first,) = retries.due(10)
-    assert first.claim == replace(claims[2], attempt=2)
+    assert first.claim == claims[2]._replace(attempt=2)
     assert first.overdue >= 6.99
     due_for(desk, claims[0], seconds=5.0)
     both = retries.due(10)

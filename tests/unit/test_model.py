@@ -163,7 +163,7 @@ def test_what_a_horse_tells_comes_back_as_it_was(
     if outcome is Outcome.DONE and result is None and at is not None:  # such a row has nothing else to tell
         assert back == Ended(claim, outcome, seconds=seconds, at=at)
     else:
-        assert back == dataclasses.replace(ended, **kept)
+        assert back == ended._replace(**kept)
 
 
 # Waits
