@@ -216,12 +216,6 @@ def claimable(dialect: Dialect, status: Column[Any], ready: Word, extra: Sequenc
     return and_(dialect.is_word(status, ready), *extra)
 
 
-def by_open_key(connection: Connection, attempts: Table, open_keys: Sequence[str]) -> dict[str, int]:
-    """{open_key: id} of the open claims among these."""
-    query = select(attempts.c.open_key, attempts.c.id).where(attempts.c.open_key.in_(open_keys))
-    return {row.open_key: row.id for row in connection.execute(query)}
-
-
 def reason(error: Exception) -> str:
     """The database's own words for an error, on one line, without the statement and its values."""
     original = getattr(error, "orig", None) or error

@@ -18,7 +18,6 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy import insert as plain_insert
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
@@ -26,7 +25,7 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal, literal_column
 
-from nih_sched.dialects.base import IDLE, Dialect, End, Opened, by_open_key
+from nih_sched.dialects.base import IDLE, Dialect, End, Opened
 from nih_sched.model import Word
 
 # https://mariadb.com/kb/en/mariadb-error-codes/
@@ -45,6 +44,9 @@ TRANSIENT_CODES = frozenset(
 # What each record gets of its own, as a table.
 GIVEN = """JSON_TABLE(:given, '$[*]' COLUMNS (id BIGINT PATH '$[0]', seconds DOUBLE PATH '$[1]',
  age DECIMAL(20, 6) PATH '$[2]', result MEDIUMTEXT PATH '$[3]')) AS given"""
+OPENED = """JSON_TABLE(:given, '$[*]' COLUMNS (row_key MEDIUMTEXT PATH '$[0]', open_key VARCHAR(40) PATH '$[1]',
+ rq_id VARCHAR(64) PATH '$[2]')) AS given"""
+BINARY = "COLLATE utf8mb4_bin"  # as our own columns compare
 INIT = f"SET @nih_sched = 1 /*M!100300 , @@SESSION.idle_transaction_timeout = {IDLE} */"
 
 
@@ -85,13 +87,25 @@ class MySQL(Dialect):
     def insert_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
     ) -> dict[str, int]:
-        """Look, then insert: the claimed rows are locked, so nobody else can be inserting the same ones."""
-        taken = by_open_key(connection, attempts, [one.open_key for one in own])
-        fresh = [one for one in own if one.open_key not in taken]
-        if not fresh:
-            return {}
-        connection.execute(plain_insert(attempts), [one._asdict() | values for one in fresh])
-        return by_open_key(connection, attempts, [one.open_key for one in fresh])
+        """Nobody else can be inserting the same ones, because the claimed rows are locked; so a look before is enough.
+
+        All of them travel as one text: PyMySQL would write each value into the statement by itself.
+        """
+        preparer = connection.dialect.identifier_preparer
+        table, names = preparer.format_table(attempts), [*Opened._fields, *values]
+        found = [*(f"given.{name}" for name in Opened._fields), *(f":{name}" for name in values)]
+        insert = text(
+            f"INSERT INTO {table} ({', '.join(map(preparer.quote, names))})"  # noqa: S608 - our names
+            f" SELECT {', '.join(found)} FROM {OPENED}"
+            f" WHERE NOT EXISTS (SELECT 1 FROM {table} AS taken WHERE taken.open_key = given.open_key {BINARY})"
+        )
+        given = {"given": json.dumps(own)}
+        connection.execute(insert, values | given)
+        query = text(
+            f"SELECT kept.open_key, kept.id FROM {OPENED} JOIN {table} AS kept"  # noqa: S608 - our names
+            f" ON kept.open_key = given.open_key {BINARY} WHERE kept.rq_id = given.rq_id {BINARY}"
+        )
+        return dict(map(tuple, connection.execute(query, given).all()))
 
     def write_ends(self, connection: Connection, attempts: Table, values: dict[str, Any], ends: Sequence[End]) -> None:
         """One statement: PyMySQL would send one for each record."""
