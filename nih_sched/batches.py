@@ -1,8 +1,9 @@
-"""How many rows travel in one RQ job: as many as run in about a tenth of a second, from how long rows have run."""
+"""How many rows travel in one RQ job: as many as run in about half a second, from how long rows have run."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Sequence
 
@@ -10,8 +11,7 @@ from nih_sched import broker, clock
 from nih_sched.model import Claim
 from nih_sched.store import Looks
 
-AIM = 0.1  # seconds of work in one job
-ALONE = 0.05  # seconds: rows that run for so long travel alone
+AIM = 0.5  # seconds of work in one job: what RQ and two commits cost it, some 15 ms, is little of that
 MOST = 1000  # rows in one job
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 REMEMBERED = 100  # claims of ours whose run times are looked at
@@ -45,17 +45,18 @@ class Batches:
 def fitting(seconds: Sequence[float]) -> int | None:
     """How many rows fit into one job if they run as long as these did; None when none has run.
 
-    Twice the mean counts, so that a few long rows among many short ones keep batches small.
+    n rows take n * mean seconds, give or take sqrt(n) * deviation: that and twice the deviation must fit, so that a few
+    long rows among many short ones keep batches small. https://en.wikipedia.org/wiki/Standard_error
     """
     if not seconds:
         return None
-    mean = math.fsum(seconds) / len(seconds)
-    if mean >= ALONE:
-        return 1
-    return max(1, min(MOST, int(AIM / max(2 * mean, 1e-6))))
+    mean = max(statistics.fmean(seconds), 1e-6)
+    spread = statistics.pstdev(seconds, mean)
+    root = (math.sqrt(spread * spread + mean * AIM) - spread) / mean  # of n: mean * n + 2 * spread * sqrt(n) = AIM
+    return max(1, min(MOST, int(root * root + 1e-9)))
 
 
-def rq_ids(count: int, size: int, workers: int) -> list[str]:
-    """RQ ids for so many claims, each for `size` claims at most, and so that every worker gets some of them."""
-    size = max(1, min(size, math.ceil(count / workers)))
+def rq_ids(count: int, size: int, hungry: int) -> list[str]:
+    """RQ ids for so many claims, each for `size` claims at most, and so that so many workers get some of them."""
+    size = max(1, min(size, math.ceil(count / hungry)))
     return [rq_id for rq_id in (broker.new_rq_id() for _ in range(0, count, size)) for _ in range(size)][:count]

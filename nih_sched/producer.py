@@ -84,11 +84,11 @@ class Producer:
         """
         sent = self._send_due()
         workers = max(self._settings.max_concurrent_jobs, broker.worker_count(self._queue))
-        size = self._batches.size()
-        room = (workers * PREFETCH - broker.waiting(self._queue)) * size
+        size, waiting = self._batches.size(), broker.waiting(self._queue)
+        room = (workers * PREFETCH - waiting) * size
         if self._left is not None:
             room = min(room, self._left)
-        claimed = self._claim(room, size, workers) if room > 0 else 0
+        claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
         return Tick(claimed, sent, room)
 
     def pause_after(self, tick: Tick, poll: float) -> float:
@@ -199,9 +199,9 @@ class Producer:
             self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
         return False
 
-    def _claim(self, room: int, size: int, workers: int) -> int:
+    def _claim(self, room: int, size: int, hungry: int) -> int:
         try:
-            claims = self._claims.claim(room, lambda count: rq_ids(count, size, workers))
+            claims = self._claims.claim(room, lambda count: rq_ids(count, size, hungry))
         except DBAPIError as error:
             if self._desk.dialect.is_transient(error):
                 raise

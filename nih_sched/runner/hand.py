@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from nih_sched.model import Ended
 
@@ -31,32 +32,39 @@ class Hand:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _START + self.ROOM)
-        self._lock = multiprocessing.get_context("fork").Lock()
+        context = multiprocessing.get_context("fork")
+        self._turn, self._pen = context.Lock(), context.Lock()
 
     @contextmanager
-    def locked(self, patience: float) -> Iterator[bool]:
-        """In the worker: keep the horse from taking a row or writing outcomes; whether that could be had."""
-        had = self._lock.acquire(timeout=patience)
+    def held_back(self, patience: float) -> Iterator[bool]:
+        """In the worker: keep the horse from taking a row; whether that could be had."""
+        had = self._turn.acquire(timeout=patience)
         try:
             yield had
         finally:
             if had:
-                self._lock.release()
+                self._turn.release()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """In the horse: keep the worker from writing outcomes."""
-        self._lock_or_die()
-        try:
-            yield
-        finally:
-            self._lock.release()
+    def writing(self, patience: float | None = None) -> Iterator[bool]:
+        """Keep the other one from writing outcomes; whether that could be had.
 
-    def _lock_or_die(self) -> None:
-        # A worker that keeps the lock for so long is frozen; when it thaws it goes on from where it was. What it was
+        Args:
+            patience: seconds, in the worker; None, in the horse: a worker that keeps it waiting for long is frozen.
+        """
+        had = self._acquire_or_die(self._pen) if patience is None else self._pen.acquire(timeout=patience)
+        try:
+            yield had
+        finally:
+            if had:
+                self._pen.release()
+
+    def _acquire_or_die(self, lock: Any) -> bool:
+        # A worker that keeps a lock for so long is frozen; when it thaws it goes on from where it was. What it was
         # told it will write then, having seen our end.
-        if not self._lock.acquire(timeout=PATIENCE):
+        if not lock.acquire(timeout=PATIENCE):
             os._exit(UNHEARD)
+        return True
 
     def reset(self) -> None:
         """In the worker: before each job."""
@@ -64,7 +72,7 @@ class Hand:
 
     def take(self, claim_id: int) -> bool:
         """In the horse: the next row's turn; False when the worker has given the rest of the batch back."""
-        self._lock_or_die()
+        self._acquire_or_die(self._turn)
         try:
             taken, _, _, closed = _TAKEN_TO_CLOSED.unpack_from(self._memory, _TAKEN)
             if closed:
@@ -72,7 +80,7 @@ class Hand:
             _CLAIM_AND_TAKEN.pack_into(self._memory, _CLAIM, claim_id, taken + 1)
             return True
         finally:
-            self._lock.release()
+            self._turn.release()
 
     def run_until(self, instant: float) -> None:
         """In the horse: user code begins, and has until then by time.monotonic(); 0.0: it has returned."""
@@ -96,7 +104,7 @@ class Hand:
         return told
 
     def close(self) -> int:
-        """In the worker: have no further row taken; return the claim in hand. The caller has the lock."""
+        """In the worker: have no further row taken; return the claim in hand. The caller holds it back."""
         self._put(_CLOSED, 1)
         return self.claim
 
@@ -111,18 +119,23 @@ class Hand:
         return texts
 
     def note_written(self, texts: Sequence[bytes]) -> None:
-        """These first ones are written down; the horse may have told more meanwhile. The caller has the lock."""
+        """These first ones are written down; the horse may have told more meanwhile. The caller has the pen."""
         self._put(_WRITTEN, self._get(_WRITTEN) + sum(_SIZE.size + len(text) for text in texts))
 
     def forget(self) -> None:
-        """In the horse: all that was told is written down; begin anew. The caller has the lock."""
+        """In the horse: all that was told is written down; begin anew. The caller has the pen."""
         self._put(_WRITTEN, 0)
         self._put(_TOLD, 0)
 
     @property
-    def is_partly_written(self) -> bool:
-        """In the horse: whether the worker has written some of what was told since forget()."""
-        return self._get(_WRITTEN) > 0
+    def is_behind(self) -> bool:
+        """Whether something was told that isn't written down yet."""
+        return self._get(_WRITTEN) < self._get(_TOLD)
+
+    @property
+    def written(self) -> int:
+        """In the horse: how many bytes, of what was told since forget(), the worker has written down."""
+        return self._get(_WRITTEN)
 
     @property
     def claim(self) -> int:

@@ -16,7 +16,7 @@ from nih_sched.runner.hand import Hand
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk, Retries
 
-GROUP = 0.03  # seconds for which an outcome may wait for others to be written with; with the writing, 50 ms at most
+SLACK = 0.1  # seconds after which a horse writes an outcome itself; its worker should have done so long since
 HEAVY = 500_000  # bytes of outcomes that are written at once: databases have a limit for one statement
 MANY = 10  # rows in one job from which on they are told of together, not each with a line of its own
 NAMED = 20  # failed rows that RQ's failed registry is told of
@@ -30,7 +30,7 @@ class Outcomes:
         site: the process's.
         desk: the source's.
         attempts: the run.
-        hand: shared with the worker, which writes for us what would have to wait for a long row.
+        hand: shared with the worker, which writes for us while rows run.
         rows: how many the job has.
     """
 
@@ -41,10 +41,11 @@ class Outcomes:
         self._hand = hand
         self._many = rows >= MANY
         self._alone = rows == 1
-        # Without a worker of ours nobody could write for us while a long row runs: each at once, then.
-        self._group = GROUP if site.is_watched else 0.0
+        # Without a worker of ours nobody could write for us while rows run: each at once, then.
+        self._slack = SLACK if site.is_watched else 0.0
         self._pending: list[Ended] = []
         self._since = 0.0
+        self._written = 0  # by the worker, as was seen last
         self._ends: list[tuple[Ended, Fate]] = []
         self.counts: Counter[str] = Counter()
 
@@ -56,27 +57,28 @@ class Outcomes:
         if not self._pending:
             self._since = now
         self._pending.append(ended)
-        if now - self._since >= self._group or told > HEAVY:
+        if now - self._since >= self._slack and (written := self._hand.written) > self._written:
+            self._since, self._written = now, written  # the worker is at it
+        if now - self._since >= self._slack or told > HEAVY:
             self.write()
 
     def write(self) -> None:
         """Write down what isn't yet."""
-        with self._hand.held():
+        with self._hand.writing():
             # The worker may have written the first ones.
-            first = len(self._pending) - len(self._hand.unwritten()) if self._hand.is_partly_written else 0
-            done, rest, self._pending = self._pending[:first], self._pending[first:], []
-            self._ends += [(one, decide(one, self._desk.source)) for one in done]
+            first = len(self._pending) - len(self._hand.unwritten()) if self._hand.written else 0
+            done, rest = self._pending[:first], self._pending[first:]
+            self._pending, self._written = [], 0
+            self._ends += [(one, decide(one, self._desk.source)) for one in done if one.outcome is not Outcome.DONE]
             if rest:
-                for one, fate in zip(rest, self._write(rest), strict=True):
-                    if not (self._many and one.outcome is Outcome.DONE):  # those are told of together
-                        report(one, fate)
-                    if fate is not None and fate.state is not State.DONE:
-                        self._ends.append((one, fate))
+                fates = self._write(rest)
+                report_all(rest, fates, together=self._many)
+                follows = zip(rest, fates, strict=True)
+                self._ends += [
+                    (one, fate) for one, fate in follows if fate is not None and fate.state is not State.DONE
+                ]
             self._hand.forget()
         self.counts.update([one.outcome.value for one in (*done, *rest)])
-        if self._many and rest:
-            simple = [one.seconds for one in rest if one.outcome is Outcome.DONE]
-            telemetry.emit("done_together", count=len(simple), seconds=sum(simple))
 
     def _write(self, ended: Sequence[Ended]) -> list[Fate | None]:
         try:
@@ -129,6 +131,16 @@ def send_alone(desk: Desk, ends: Sequence[tuple[Ended, Fate]], queue: broker.Que
         if claim_id in carried
     ]
     broker.send_later(queue, sends)
+
+
+def report_all(ends: Sequence[Ended], fates: Sequence[Fate | None], *, together: bool) -> None:
+    """Say how attempts ended; `together`, those that are simply done are told of by one line."""
+    for ended, fate in zip(ends, fates, strict=True):
+        if not (together and ended.outcome is Outcome.DONE):
+            report(ended, fate)
+    simple = [ended.seconds for ended in ends if ended.outcome is Outcome.DONE]
+    if together and simple:
+        telemetry.emit("done_together", count=len(simple), seconds=sum(simple))
 
 
 def report(ended: Ended, fate: Fate | None) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from nih_sched import broker, clock, telemetry
 from nih_sched.model import Claim, Ended, Outcome
 from nih_sched.runner.hand import Hand, share_hand
-from nih_sched.runner.outcomes import GROUP, report, send_alone
+from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Claims, Desk, Retries
 from nih_sched.store.running import running
@@ -30,7 +30,7 @@ class Unwritten:
 
 
 class Steward:
-    """Looks after one job's rows while one of them is in hand for long.
+    """Looks after one job's rows while its horse runs them: writes how they ended, gives back what waits too long.
 
     Args:
         site: the worker's.
@@ -42,10 +42,14 @@ class Steward:
         self._site = site
         self._source = source
         self._claim_ids = claim_ids
+        self._many = len(claim_ids) >= MANY
         self._claim = 0
         self._since = 0.0
         self._not_before = 0.0
         self._closed = False
+        self._was_behind = False
+        self._desk: Desk | None = None
+        self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
 
     @property
     def _hand(self) -> Hand:
@@ -56,38 +60,39 @@ class Steward:
         now, claim = clock.monotonic(), self._hand.claim
         if claim != self._claim:
             self._claim, self._since = claim, now
-        if not claim or now < self._not_before:
-            return
-        held = now - self._since
-        writes = held >= GROUP and bool(self._hand.unwritten())
-        closes = held >= LONG and not self._closed
-        if not writes and not closes:
+        # What was told since the look before may have company yet: the rest of a short job, and its horse writes it.
+        writes, self._was_behind = self._was_behind and self._hand.is_behind, self._hand.is_behind
+        closes = claim != 0 and now - self._since >= LONG and not self._closed
+        if now < self._not_before or not (writes or closes):
             return
         try:
-            desk = self._site.desk_for(self._source, patience=BRIEFLY)
-            if desk is not None:
+            self._desk = self._desk or self._site.desk_for(self._source, patience=BRIEFLY)
+            if self._desk is not None:
                 if writes:
-                    self._write(desk)
+                    self._write(self._desk)
                 if closes:
-                    self._give_rest_back(desk)
+                    self._give_rest_back(self._desk)
         except SQLAlchemyError:
             self._not_before = clock.monotonic() + LONG
-        finally:
-            self._site.close()
+
+    def leave(self) -> None:
+        """At the job's end: the next horse may be forked now, which must not inherit a connection."""
+        self._site.close()
 
     def _write(self, desk: Desk) -> None:
-        with self._hand.locked(BRIEFLY) as had:
-            if had and self._hand.claim == self._claim:
-                begun = _begun(self._site, desk, self._claim_ids, patience=BRIEFLY)
-                texts = self._hand.unwritten()
-                for run, ends in _told(texts, begun).items():
-                    fates = Attempts(desk, run, self._site.worker).finish(ends, patience=BRIEFLY)
-                    for ended, fate in zip(ends, fates, strict=True):
-                        report(ended, fate)
-                self._hand.note_written(texts)
+        with self._hand.writing(BRIEFLY) as had:
+            texts = self._hand.unwritten() if had else []
+            if not texts:
+                return
+            if not all(Ended.claim_told(text) in self._begun for text in texts):
+                self._begun = _begun(self._site, desk, self._claim_ids, patience=BRIEFLY)
+            for run, ends in _told(texts, self._begun).items():
+                fates = Attempts(desk, run, self._site.worker).finish(ends, patience=BRIEFLY)
+                report_all(ends, fates, together=self._many)
+            self._hand.note_written(texts)
 
     def _give_rest_back(self, desk: Desk) -> None:
-        with self._hand.locked(BRIEFLY) as had:
+        with self._hand.held_back(BRIEFLY) as had:
             if not had or self._hand.close() != self._claim:
                 return  # it has come out of it: then it sees that it is to stop, and does this itself
             ran = {self._claim, *(Ended.claim_told(text) for text in self._hand.unwritten())}

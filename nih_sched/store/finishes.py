@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, Float, bindparam, insert, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import clock, telemetry
@@ -146,9 +146,21 @@ class Finishes:
         return or_(attempts.c.id == claim_id, attempts.c.of_claim == claim_id) & (attempts.c.run == self._run)
 
     def _close(self, connection: Connection, ended: Ended, fate: Fate, kept_key: str | None) -> bool:
-        statement = update(self._attempts).where(self._mine(ended.claim.id))
-        values = {"open_key": None, "kept_key": kept_key, "finished_at": _when(ended), **self._told(ended, fate)}
-        return bool(connection.execute(statement.values(values)).rowcount)
+        told = {"open_key": None, "kept_key": kept_key, **self._told(ended, fate)}
+        values = {f"new_{name}": value for name, value in told.items()}
+        values |= {"its_id": ended.claim.id, "its_run": self._run}
+        if ended.at is not None:
+            values |= {"its_age": max(0.0, clock.boot() - ended.at), "its_seconds": ended.seconds}
+        timed = ended.at is not None
+        statement = self._desk.once(f"close {timed}", lambda: self._make_close(list(told), timed=timed))
+        return bool(connection.execute(statement, values).rowcount)
+
+    def _make_close(self, names: Sequence[str], *, timed: bool) -> Any:
+        c = self._attempts.c
+        mine = (c.id == bindparam("its_id")) & (c.run == bindparam("its_run")) & c.finished_at.is_(None)
+        age, seconds = bindparam("its_age", type_=Float()), bindparam("its_seconds", type_=Float())
+        given: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+        return update(self._attempts).where(mine).values(**given, **_times(age, seconds) if timed else _ended_now())
 
     def _told(self, ended: Ended, fate: Fate) -> dict[str, Any]:
         last = fate.state is State.FAILED and ended.outcome in (Outcome.INTERRUPTED, Outcome.LOST)
@@ -172,7 +184,9 @@ class Finishes:
             return False
         past = {name: value for name, value in head.items() if name != "id"}
         past |= {"of_claim": head["id"], "open_key": None, **self._told(ended, fate)}
-        connection.execute(insert(attempts).values({**past, "finished_at": _when(ended)}))
+        age = None if ended.at is None else max(0.0, clock.boot() - ended.at)
+        times = _ended_now() if age is None else _times(age, ended.seconds)
+        connection.execute(insert(attempts).values({**past, **times}))
         connection.execute(
             update(attempts)
             .where(attempts.c.id == head["id"])
@@ -197,5 +211,11 @@ class Finishes:
         return connection.execute(select(c.id).where(ours)).first() is not None
 
 
-def _when(ended: Ended) -> Any:
-    return Now() if ended.at is None else After(min(0.0, ended.at - clock.boot()))
+def _times(age: Any, seconds: Any) -> dict[str, Any]:
+    """When an attempt began and ended, by the database's clock; both in seconds."""
+    return {"started_at": After(-age - seconds), "finished_at": After(-age)}
+
+
+def _ended_now() -> dict[str, Any]:
+    """What died tells no times: it began with its batch."""
+    return {"finished_at": Now()}

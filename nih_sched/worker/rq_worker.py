@@ -146,6 +146,7 @@ class Worker(RQWorker):
         try:
             super().execute_job(job, queue)
         finally:
+            self._steward.leave()
             self._after(job, queue, died_in_hand=runner.share_hand().claim != 0)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from conformance.places import Place, claim, start
+from conformance.places import Events, Place, claim, start
 from nih_sched.model import Ended, Outcome
 from nih_sched.runner.hand import new_hand
 from nih_sched.runner.parent import Steward
@@ -29,3 +29,23 @@ def test_what_has_run_is_not_given_back_with_the_rest(place: Place) -> None:
     steward._write(desk)
     assert place.states() == {1: "Done", 2: "Started", 3: "Pending", 4: "Pending"}
     assert hand.unwritten() == []
+
+
+def test_it_writes_while_rows_run(place: Place, events: Events) -> None:
+    place.jobs(*["Pending"] * 12)
+    desk = place.desk()
+    claims = claim(desk)
+    start(desk, *claims)
+    hand = new_hand()
+    site: Any = SimpleNamespace(worker="worker", desk_for=lambda source, patience: desk, close=lambda: None)
+    steward = Steward(site, desk.source.name, [one.id for one in claims])
+    for one in claims[:3]:
+        hand.take(one.id)
+        hand.tell(Ended(one, Outcome.DONE, at=0.0))
+    hand.take(claims[3].id)
+    steward.look()
+    assert set(place.states().values()) == {"Started"}  # it may have company soon
+    steward.look()
+    assert place.states() == {n: "Done" if n <= 3 else "Started" for n in range(1, 13)}
+    assert not hand.is_behind
+    assert events[1:] == [("done_together", {"count": 3, "seconds": 0.0})]

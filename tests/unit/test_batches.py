@@ -22,16 +22,18 @@ from nih_sched.store import Looks
     [
         ([], None),
         ([0.0], MOST),
-        ([0.001], 50),
-        ([0.005] * 3, 10),
-        ([0.02], 2),
-        ([0.05], 1),
+        ([0.001], 500),
+        ([0.005] * 3, 100),
+        ([0.02], 25),
+        ([0.05], 10),
+        ([0.26], 1),
         ([3600.0], 1),
         ([0.001] * 99 + [60.0], 1),
-        ([0.001] * 99 + [1.0], 4),
+        ([0.001] * 99 + [1.0], 5),
+        ([0.001, 0.002, 0.003] * 20, 237),
     ],
 )
-def test_a_batch_is_a_tenth_of_a_second_of_work(seconds: list[float], size: int | None) -> None:
+def test_a_batch_is_half_a_second_of_work(seconds: list[float], size: int | None) -> None:
     assert fitting(seconds) == size
 
 

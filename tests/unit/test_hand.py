@@ -6,11 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
 from nih_sched.model import TEXT_LIMIT, Claim, Ended, Outcome
+from nih_sched.runner import hand as hand_module
 from nih_sched.runner.hand import Hand
+
+Lock = Callable[[Hand, float], AbstractContextManager[bool]]
 
 CLAIMS = [Claim(n, (n,), "rq") for n in range(1, 6)]
 
@@ -60,16 +64,18 @@ def test_the_worker_writes_what_was_told_and_the_horse_begins_anew() -> None:
     hand = Hand()
     for one in CLAIMS[:3]:
         hand.tell(Ended(one, Outcome.DONE, at=0.0))
-    with hand.locked(5.0) as had:
+    assert hand.is_behind
+    with hand.writing(5.0) as had:
         assert had
         hand.note_written(hand.unwritten())
+    assert not hand.is_behind
     assert hand.unwritten() == []
 
     def horse() -> None:
         assert hand.unwritten() == []
         hand.tell(Ended(CLAIMS[3], Outcome.DONE, at=0.0))
         assert ids(hand) == [4]
-        with hand.locked(5.0):
+        with hand.writing():
             hand.forget()
         hand.tell(Ended(CLAIMS[4], Outcome.DONE, result="x", at=0.0))
 
@@ -80,7 +86,7 @@ def test_the_worker_writes_what_was_told_and_the_horse_begins_anew() -> None:
 def test_no_row_is_taken_once_the_worker_has_closed_it() -> None:
     hand = Hand()
     assert in_a_horse(lambda: hand.take(7)) == 0
-    with hand.locked(5.0):
+    with hand.held_back(5.0):
         assert hand.close() == 7
 
     def horse() -> None:
@@ -101,7 +107,7 @@ def test_a_horse_waits_while_its_worker_decides() -> None:
         assert not hand.take(2)
 
     hand.take(1)
-    with hand.locked(5.0):
+    with hand.held_back(5.0):
         pid = os.fork()
         if pid == 0:
             try:
@@ -119,16 +125,37 @@ def test_a_horse_waits_while_its_worker_decides() -> None:
     os.close(told)
 
 
-def test_a_horse_killed_with_the_lock_keeps_its_worker_for_its_patience_only() -> None:
+@pytest.mark.parametrize("lock", [Hand.held_back, Hand.writing])
+def test_a_horse_killed_with_a_lock_keeps_its_worker_for_its_patience_only(lock: Lock) -> None:
     hand = Hand()
 
     def horse() -> None:
-        with hand.locked(5.0):
+        with lock(hand, 5.0):
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_a_horse(horse) == -signal.SIGKILL
-    with hand.locked(0.05) as had:
+    with lock(hand, 0.05) as had:
         assert not had
+
+
+def test_a_horse_runs_on_while_its_worker_writes() -> None:
+    hand = Hand()
+    with hand.writing(5.0):
+        assert in_a_horse(lambda: hand.take(1) and hand.tell(Ended(CLAIMS[0], Outcome.DONE, at=0.0))) == 0
+    assert ids(hand) == [1]
+
+
+def test_a_horse_writes_after_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_module, "PATIENCE", 0.1)
+    hand = Hand()
+
+    def horse() -> None:
+        with hand.writing():
+            hand.forget()
+
+    with hand.writing(5.0):
+        assert in_a_horse(horse) == hand_module.UNHEARD
+    assert in_a_horse(horse) == 0
 
 
 def test_it_says_when_there_is_no_room_left_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +169,7 @@ def test_it_says_when_there_is_no_room_left_and_loses_nothing(monkeypatch: pytes
     assert 5 < number < 20
     assert hand.claim == number + 1  # it has ended, and isn't told
     assert ids(hand) == list(range(1, number + 1))
-    with hand.locked(5.0):
+    with hand.writing():
         hand.forget()
     assert hand.tell(Ended(Claim(number + 1, (1,), "rq"), Outcome.DONE, result="x" * 100, at=0.0))
     assert ids(hand) == [number + 1]

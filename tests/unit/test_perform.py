@@ -247,7 +247,7 @@ def test_a_row_ends_at_its_timeout(handler: Callable[[], Any]) -> None:
     assert ended.traceback is not None
     assert "RowTimeout" in ended.traceback
     # One alarm is enough; asyncio's own loop may swallow the first, if it rings there and not in the coroutine.
-    assert 0.2 <= ended.seconds < (4.0 if handler is spinning else 1.1)
+    assert 0.2 <= ended.seconds < (20.0 if handler is spinning else 1.1)
 
 
 def test_a_handler_that_swallows_everything_once_is_told_again() -> None:
