@@ -23,7 +23,8 @@ from nih_sched.errors import UnreachableDatabase, UnreachableRedis
 from nih_sched.keeper import Slot
 from nih_sched.runner import Site
 from nih_sched.settings import Settings
-from nih_sched.worker.rq_worker import STOP_NOW, WARM, Worker
+from nih_sched.worker.rq_worker import Worker
+from nih_sched.worker.stopping import STOP_NOW, WARM
 
 __all__ = ["STOP_NOW", "WARM", "Worker", "reach", "watch_parent", "work", "work_off"]
 

@@ -6,51 +6,55 @@ import contextlib
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from rq import Queue
-from rq.exceptions import NoSuchJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
-from rq.worker import Worker as RQWorker
 
 from nih_sched import broker, clock, host, keeper, runner, telemetry
 from nih_sched.keeper import Slot, Slots
 from nih_sched.model import Outcome
 from nih_sched.runner import Site
 from nih_sched.worker.judge import how_it_died, not_ours
-from nih_sched.worker.warm import BEGUN, DONE, FILES, JOBS, MEMORY, PATIENCE, TIRED, Order, Serve, WarmHorse
+from nih_sched.worker.stopping import StoppingWorker
+from nih_sched.worker.warm import (
+    BEGUN,
+    DONE,
+    FILES,
+    JOBS,
+    MEMORY,
+    PATIENCE,
+    TIRED,
+    Hear,
+    Order,
+    Serve,
+    WarmHorse,
+    as_text,
+    from_text,
+)
 
-KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
 REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried again
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
 LISTEN_AGAIN = 2.0  # seconds until the thread that hears RQ's commands listens again after an error
 DEAF = 20.0  # seconds for which a horse, frozen perhaps, may take to begin a job
 LOOK = 0.02  # seconds between looks at the rows while a job runs
-UNTOUCHED, UNTOLD = 77, 78  # a horse's exit codes when Redis is away, before and after a job
-STOP_NOW = signal.SIGQUIT
-WARM = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+UNTOLD = 78  # a horse's exit code when Redis is away at the end of a job
 
 
-class Worker(RQWorker):
+class Worker(StoppingWorker):
     """Usable by itself, as `rq worker -S json -w nih_sched.worker.Worker QUEUE`."""
 
-    max_connection_wait_time = 2.0  # seconds between tries while Redis is away; RQ's 60 would leave rows waiting
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("serializer", broker.SERIALIZER)
         super().__init__(*args, **kwargs)
         self._site: Site | None = None
-        self._first_stop: float | None = None
-        self._horse_asked_to_stop = False
         self._horse_too_late = False
         self._horse_end: tuple[int | None, Any] = (None, None)
         self._warm: WarmHorse | None = None
-        self._order: Order = {}
+        self._said: list[Order] = []  # to the horse, of the job that runs
         self._begun = self._fresh = False  # whether the horse has taken the order; whether it was forked for that
         self._handed_over = 0.0
         self._steward: runner.Steward | None = None  # of the job that runs
@@ -59,8 +63,8 @@ class Worker(RQWorker):
         self._next_writing = 0.0
         self._keeper = 0  # the pid of a keeper of our own
         self._slots: Slots | None = None
-        self.heeds_ctrl_c = True
-        self.stop: clock.Bell | None = None  # rung if we were told to stop before RQ's loop began
+        self._hear: Hear | None = None  # in the horse: what its worker says next
+        self._runs: Execution | None = None  # in the horse
 
     @property
     def site(self) -> Site:
@@ -76,20 +80,19 @@ class Worker(RQWorker):
         super().bootstrap(*args, **kwargs)
 
     def _ensure_lease(self) -> None:
-        """Before a fork: have a keeper, and a lease that others accept."""
-        site = self.site
-        site.close()  # no fork may carry a connection: SQLite's would go on writing to a file that is gone
+        """Have a keeper, and a lease that others accept; nearly always there are both, and nothing is asked."""
         if self.slot is None:
             self._slots = Slots(1)
             (self.slot,) = self._slots.slots
         if self._slots is not None:
             self._ensure_keeper(self._slots)
-        if site.slot is None or self.slot.lost:
-            site.take_lease(self.slot)
-        site.close()
+        if self.site.slot is None or self.slot.lost:
+            self.site.take_lease(self.slot)
+            self.site.close()
 
     def _ensure_keeper(self, slots: Slots) -> None:
         if not self._keeper or os.waitpid(self._keeper, os.WNOHANG)[0]:
+            self.site.close()  # no fork may carry a connection: SQLite's would go on writing to a file that is gone
             self._keeper = keeper.start(slots, self.site.settings, patrol=True)
             self.job_monitoring_interval = max(1, min(self.job_monitoring_interval, int(self.site.settings.lease / 6)))
 
@@ -135,6 +138,7 @@ class Worker(RQWorker):
         source, claim_ids = job.args
         if self._stop_requested:
             runner.give_back(self.site, source, claim_ids)
+            self.site.close()
             broker.withdraw(queue, [job.id])
             return
         self._horse_asked_to_stop = self._horse_too_late = False
@@ -144,7 +148,10 @@ class Worker(RQWorker):
         self._steward = runner.Steward(self.site, source, claim_ids)
         self._kept.dismount()
         try:
-            super().execute_job(job, queue)
+            self.fork_work_horse(job, queue)
+            execution = self.prepare_execution(job)  # while the horse runs
+            self._say({"execution": execution.id, "created": execution.created_at.timestamp()})
+            self.monitor_work_horse(job, queue, execution)
         finally:
             self._steward.leave()
             self._after(job, queue, died_in_hand=runner.share_hand().claim != 0)
@@ -177,26 +184,31 @@ class Worker(RQWorker):
                 broker.withdraw(queue, [job.id])
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
-        """RQ's; a horse that is there already gets the job."""
-        assert self.execution is not None  # noqa: S101 - execute_job has prepared it
-        self._order = {"job": job.id, "queue": queue.name, "execution": self.execution.id}
-        self._order["created"] = self.execution.created_at.timestamp()
+        """RQ's; a horse that is there already gets the job, with what Redis holds of it."""
         self._begun = self._fresh = False
         self._handed_over = clock.monotonic()
+        self._said = []
         if self._warm is not None:
             runner.share_hand().reset()
-            self._warm.hand_over(self._order)
             self._horse_pid = self._warm.pid
         else:
             self._fork()
+        self._say({"job": job.id, "queue": queue.name, "raw": as_text(self._raw)})
 
     def _fork(self) -> WarmHorse:
+        self.site.close()  # no fork may carry a connection
         runner.new_hand()  # one that died may have had the old one's lock
         self._warm = WarmHorse(self._be_horse, self.site.close)
-        self._warm.hand_over(self._order)
         self._horse_pid = self._warm.pid
         self._fresh, self._handed_over = True, clock.monotonic()
+        for order in self._said:
+            self._warm.hand_over(order)
         return self._warm
+
+    def _say(self, order: Order) -> None:
+        assert self._warm is not None  # noqa: S101 - fork_work_horse has seen to it
+        self._said.append(order)
+        self._warm.hand_over(order)
 
     def _be_horse(self) -> Serve:
         """In the horse, before its first job."""
@@ -206,27 +218,29 @@ class Worker(RQWorker):
         os.environ["RQ_WORKER_ID"] = self.name
         growth, served = runner.Growth(), 0
 
-        def serve(order: Order) -> bool:
+        def serve(order: Order, hear: Hear) -> bool:
             nonlocal served
             served += 1
             os.environ["RQ_JOB_ID"] = order["job"]
-            try:
-                job = self.job_class.fetch(order["job"], connection=self.connection, serializer=self.serializer)
-            except (NoSuchJobError, *broker.OUTAGES):
-                os._exit(UNTOUCHED)  # its claims are sent again
+            job = self.restored(order["job"], from_text(order["raw"]))
             queue = broker.queue_of(self.connection, order["queue"])
-            execution = Execution(order["execution"], job.id, self.connection, self.name)
-            execution.created_at = datetime.fromtimestamp(order["created"], UTC)
-            execution._job = job
-            self.executions = {execution.id: execution}
+            self._hear, self._runs = hear, Execution("", job.id, self.connection, self.name)
             try:
-                self.perform_job(job, queue, execution)
+                self.perform_job(job, queue, self._runs)
             except broker.OUTAGES:
                 os._exit(UNTOLD)  # RQ wasn't told of the end; the ledger knows it
             self.site.flush()
             return served < JOBS and not self.site.tired and growth.is_within(MEMORY, FILES)
 
         return serve
+
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
+        """RQ's; a horse hears here as what its worker has announced the job, and ends that."""
+        super().handle_execution_ended(job, queue, heartbeat_ttl)
+        if self._hear is not None and self._runs is not None:
+            told = self._hear()
+            self._runs.id, self._runs.created_at = told["execution"], datetime.fromtimestamp(told["created"], UTC)
+            self._hear = None
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
         """RQ's; ours is measured on a clock that nobody sets, while RQ would kill by the wall clock."""
@@ -278,85 +292,24 @@ class Worker(RQWorker):
         with contextlib.suppress(*broker.OUTAGES):
             super().maintain_heartbeats(job, execution)
 
-    def heartbeat(self, *args: Any, **kwargs: Any) -> None:
-        """RQ's; while Redis is away this is where its loop goes round, so this is where stopping is looked for."""
-        try:
-            super().heartbeat(*args, **kwargs)
-        except broker.OUTAGES:
-            if self._stop_requested and not self._horse_pid:
-                raise StopRequested from None
-            raise
-
     def setup_work_horse_signals(self) -> None:
         """In the horse: SIGTERM and Ctrl-C meant for all are the worker's business; its death is not."""
         host.name_process("sched-horse")
         host.die_with(self.pid or 0)
         runner.install_interrupts()
 
-    # Stopping: SIGTERM (again and again, a container sends it to everyone) and the first Ctrl-C are a warm stop with
-    # `grace` seconds; SIGQUIT and a second Ctrl-C stop at once. RQ's own cold stop would kill the horse unheard.
-
-    def _install_signal_handlers(self) -> None:
-        # Under a supervisor that one gets the Ctrl-C, and tells us.
-        signal.signal(signal.SIGINT, self.request_stop if self.heeds_ctrl_c else signal.SIG_IGN)
-        for number in (*WARM, STOP_NOW):
-            signal.signal(number, self.request_stop)
-        if self.stop is not None and self.stop.rung:
-            self.request_stop(signal.SIGTERM, None)
-
-    def request_stop(self, signum: int, frame: Any) -> None:
-        """Take no further job; let the running one end within the grace."""
-        again = self._first_stop is not None
-        if again and signum in WARM:
-            return
-        at_once = signum == STOP_NOW or again
-        self._first_stop = self._first_stop or clock.monotonic()
-        self._stop_requested = True
-        self._end_horse_after(0.0 if at_once else self.site.settings.grace)
-
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """RQ's, which it asks each time before it waits for a job: the one place where stopping drops no job.
-
-        RQ itself stops from within the signal handler, and loses a job that was just fetched.
-        """
-        if self._stop_requested:
-            raise StopRequested
+        """RQ's, which it asks each time before it waits for a job."""
+        due = super().should_run_maintenance_tasks
         self._write_again()
-        return bool(super().should_run_maintenance_tasks)
+        return due
 
     def _write_again(self) -> None:
         if self._unwritten and clock.monotonic() >= self._next_writing:
             self._unwritten = [one for one in self._unwritten if not runner.write_again(self.site, one)]
             self.site.close()
             self._next_writing = clock.monotonic() + REFUSED_WAIT
-
-    @property
-    def dequeue_timeout(self) -> float:  # type: ignore[override]  # RQ says int, and hands it to BLMOVE as it is
-        """Seconds of waiting for a job, after which we look whether we were told to stop."""
-        return 0.3
-
-    @property
-    def told_to_stop(self) -> bool:
-        """Whether this worker ended because it was asked to."""
-        return self._first_stop is not None
-
-    def _end_horse_after(self, seconds: float) -> None:
-        def end() -> None:
-            time.sleep(seconds)
-            while True:  # a horse may be forked after this moment, too
-                if pid := self._horse_pid:
-                    self._horse_asked_to_stop = True
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, runner.INTERRUPT)
-                        deadline = clock.monotonic() + KILL_AFTER
-                        while self._horse_pid == pid and clock.monotonic() < deadline:
-                            time.sleep(0.02)
-                        if self._horse_pid == pid:
-                            os.killpg(pid, signal.SIGKILL)
-                time.sleep(0.02)
-
-        threading.Thread(target=end, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,18 @@ JOBS = 1000  # that one horse serves; whatever leaks, leaks no further
 MEMORY, FILES = 256.0, 100  # MB, and open files, by which it may grow
 
 Order = dict[str, Any]
-Serve = Callable[[Order], bool]  # whether the horse may go on
+Hear = Callable[[], Order]  # what the worker says next
+Serve = Callable[[Order, Hear], bool]  # whether the horse may go on
+
+
+def as_text(raw: dict[bytes, bytes]) -> dict[str, str]:
+    """Bytes as an order can carry them."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
+
+
+def from_text(texts: dict[str, str]) -> dict[bytes, bytes]:
+    """The bytes that an order carries."""
+    return {name.encode("latin-1"): value.encode("latin-1") for name, value in texts.items()}
 
 
 class WarmHorse:
@@ -42,7 +53,7 @@ class WarmHorse:
         theirs.close()
 
     def hand_over(self, order: Order) -> None:
-        """Give it a job. One that dies before it has answered BEGUN hasn't touched it."""
+        """Give it a job, or say more of it. One that dies before it has answered BEGUN hasn't touched it."""
         with contextlib.suppress(OSError):  # it is dead: answer() says so
             self._socket.sendall(json.dumps(order).encode() + b"\n")
 
@@ -85,9 +96,16 @@ def _be(theirs: socket.socket, prepare: Callable[[], Serve], leave: Callable[[],
         os.register_at_fork(after_in_child=theirs.close)  # whoever survives us must not look like us
         serve = prepare()
         with theirs.makefile("rb") as orders:
-            for order in orders:
+
+            def hear() -> Order:
+                if line := orders.readline():
+                    order: Order = json.loads(line)
+                    return order
+                raise BrokenPipeError
+
+            while line := orders.readline():
                 theirs.sendall(BEGUN)
-                goes_on = serve(json.loads(order))
+                goes_on = serve(json.loads(line), hear)
                 theirs.sendall(DONE if goes_on else TIRED)
                 if not goes_on:
                     break

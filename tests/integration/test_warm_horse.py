@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import psutil
 import pytest
+import servers
 from conftest import Work
+from redis import Redis
 from servers import Spawned, eventually, scheduler, spawn_scheduler
 
 LINE = ("--max-concurrent-jobs", "1", "--batch-size", "1", "--delay", "0.2", "--timeout", "20")
@@ -42,12 +44,50 @@ def horses(process: Spawned) -> list[psutil.Process]:
     return [one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "sched-horse"]
 
 
-def test_rows_of_many_jobs_run_in_one_horse(app: Work) -> None:
+def test_rows_of_many_jobs_run_in_one_horse(app: Work, redis_url: str) -> None:
     app.insert(*range(1, 9))
     assert scheduler("--job", "warm:who", "--burst", *LINE, env=app.env, cwd=app.folder).returncode == 0
     assert list(app.ran().values()) == [8]
-    ((jobs,),) = app.sql("SELECT count(DISTINCT rq_id) FROM nih_sched_attempts")
-    assert jobs == 8
+    jobs = [rq_id for (rq_id,) in app.sql("SELECT DISTINCT rq_id FROM nih_sched_attempts")]
+    assert len(jobs) == 8
+    with Redis.from_url(redis_url) as redis:
+        for rq_id in jobs:
+            assert [key.decode() for key in redis.keys(f"rq:execution*:{rq_id}*")] == []
+            assert redis.hget(f"rq:job:{rq_id}", "status") == b"finished"
+            (_, told), *_ = redis.xrevrange(f"rq:results:{rq_id}")
+            assert told[b"execution_id"]
+        source = redis.hget(f"rq:job:{jobs[0]}", "origin").decode()
+        assert redis.zcard(f"rq:wip:{source}") == redis.llen(f"rq:queue:{source}:intermediate") == 0
+
+
+def test_a_job_takes_half_the_commands_that_rq_sends(app: Work) -> None:
+    server = servers.Redis().start()
+    try:
+        app.insert(*range(100))
+        env = app.env | {"REDIS_URL": server.url}
+        assert scheduler("--job", "warm:who", "--burst", *LINE, env=env, cwd=app.folder).returncode == 0
+        with Redis.from_url(server.url) as redis:
+            sent = sum(one["calls"] for one in redis.info("commandstats").values())
+    finally:
+        server.kill()
+    assert sent / 100 < 40  # 57 as RQ does it, and the producer's
+
+
+def test_redis_away_while_a_row_runs_is_no_matter(app: Work) -> None:
+    server = servers.Redis().start()
+    try:
+        env = app.env | {"REDIS_URL": server.url}
+        with spawn_scheduler("--job", "handlers:brief", *LINE, env=env, cwd=app.folder):
+            app.insert(1)
+            eventually(lambda: app.ran()["begin 1"])
+            server.stop()
+            eventually(lambda: app.states() == {"Done": 1})
+            server.revive()
+            app.insert(2)
+            eventually(lambda: app.states() == {"Done": 2})
+    finally:
+        server.kill()
+    assert app.ran() == {f"{word} {row}": 1 for word in ("begin", "end") for row in (1, 2)}
 
 
 def test_one_that_died_between_two_rows_costs_nobody_a_try(app: Work) -> None:
