@@ -32,14 +32,16 @@ class Batches:
         """Remember some of these claims, to see how long they will have run."""
         self._recent.extend(claim.id for claim in claims[:: max(1, len(claims) // 10)])
 
+    @property
     def size(self) -> int:
         """How many rows the next jobs may carry. Nothing is known at first: then it is one."""
-        if self._fixed:
-            return self._fixed
-        if self._recent and clock.monotonic() >= self._next_look:
+        return self._fixed or self._size
+
+    def look(self) -> None:
+        """See, from time to time, how long rows have run."""
+        if not self._fixed and self._recent and clock.monotonic() >= self._next_look:
             self._next_look = clock.monotonic() + LOOK_EVERY
             self._size = fitting(self._looks.run_times(list(self._recent))) or self._size
-        return self._size
 
 
 def fitting(seconds: Sequence[float]) -> int | None:

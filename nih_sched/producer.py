@@ -25,6 +25,7 @@ from nih_sched.store.desk import register
 from nih_sched.wake import Sign, Wake
 
 PREFETCH = 4  # jobs that wait in Redis for each worker: enough that none idles, few enough that rows wait in the table
+COUNT_EVERY = 1.0  # seconds between counts of workers
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
@@ -73,22 +74,24 @@ class Producer:
         self._counts_down = settings.burst or settings.max_rows is not None
         self._moving = True  # whether claims are queued or run, as far as we know
         self._next_tick = self._next_table = self._brisk_until = 0.0
+        self._workers, self._next_count = 0, 0.0
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
 
     def tick(self) -> Tick:
-        """Send what is due, then claim and enqueue as many ready rows as there is room for.
+        """Claim and enqueue as many ready rows as there is room for, then send what is due.
 
         Raises:
             ClaimRefused: the database won't have a row in its queued state; nothing was claimed.
         """
-        sent = self._send_due()
-        workers = max(self._settings.max_concurrent_jobs, broker.worker_count(self._queue))
-        size, waiting = self._batches.size(), broker.waiting(self._queue)
+        workers = max(self._settings.max_concurrent_jobs, self._worker_count())
+        size, waiting = self._batches.size, broker.waiting(self._queue)
         room = (workers * PREFETCH - waiting) * size
         if self._left is not None:
             room = min(room, self._left)
         claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
+        sent = self._send_due()  # after: what has waited for seconds can wait for a claim, a new row shouldn't
+        self._batches.look()
         return Tick(claimed, sent, room)
 
     def pause_after(self, tick: Tick, poll: float) -> float:
@@ -198,6 +201,12 @@ class Producer:
         if not self._moving:
             self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
         return False
+
+    def _worker_count(self) -> int:
+        if clock.monotonic() >= self._next_count:
+            self._next_count = clock.monotonic() + COUNT_EVERY
+            self._workers = broker.worker_count(self._queue)
+        return self._workers
 
     def _claim(self, room: int, size: int, hungry: int) -> int:
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Float, Select, Table, and_, bindparam, select, text, update
 from sqlalchemy.engine import URL
@@ -19,6 +19,8 @@ from sqlalchemy.types import NullType
 from nih_sched.dialects.times import After
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
+
+T = TypeVar("T")
 
 IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
 
@@ -44,6 +46,7 @@ class Dialect:
     """One database's ways. The default methods are right for a standard one."""
 
     name = ""
+    returns_updates = False  # whether an UPDATE can return what it wrote, and begin(hardly=True) gives up at once
 
     def engine(self, url: URL) -> Engine:
         """An engine for short transactions in READ COMMITTED.
@@ -55,15 +58,16 @@ class Dialect:
     def prepare(self, engine: Engine) -> None:
         """What the database as a whole needs once, when our tables are made."""
 
-    def begin(self, connection: Connection) -> None:
-        """At each transaction's begin: if we freeze in the middle of it, others mustn't wait for our locks for ever."""
+    def begin(self, connection: Connection, *, hardly: bool = False) -> None:
+        """At each transaction's begin: if we freeze in the middle of it, others mustn't wait for our locks for ever.
+
+        Args:
+            connection: its.
+            hardly: have it give up at once on a row that others have locked.
+        """
 
     def wait_briefly(self, connection: Connection) -> None:
         """Have this transaction give up soon on a table or row that others have locked."""
-
-    def wait_hardly(self, connection: Connection) -> bool:
-        """Have this transaction give up on a row that others have locked; whether it can, and an UPDATE can return."""
-        return False
 
     @contextlib.contextmanager
     def reading(self, engine: Engine) -> Iterator[Connection]:
@@ -78,6 +82,17 @@ class Dialect:
                 yield connection
         except engine.dialect.loaded_dbapi.Error as error:
             raise OperationalError(None, None, error, connection_invalidated=True) from error
+
+    def read(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        """Run `work` on a connection without a transaction; once more on a new one if that one had died meanwhile."""
+        try:
+            with self.reading(engine) as connection:
+                return work(connection)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        with self.reading(engine) as connection:
+            return work(connection)
 
     def forget_connections(self, engine: Engine) -> None:
         """Have the next statement run on a connection that was made anew: one may be sick in a way that only it knows.

@@ -63,7 +63,6 @@ class MySQL(Dialect):
             isolation_level="READ COMMITTED",
             pool_size=1,
             max_overflow=2,
-            pool_pre_ping=True,
             pool_recycle=3600,  # servers close idle connections after wait_timeout
             connect_args={"connect_timeout": 10, "init_command": INIT} | _tls(url),
         )

@@ -77,16 +77,16 @@ class PostgreSQL(Dialect):
     """SKIP LOCKED, RETURNING, partial indexes, time in timestamptz."""
 
     name = "postgresql"
+    returns_updates = True
 
     def engine(self, url: URL) -> Engine:
-        """One connection for a process, tested before use because servers restart."""
+        """One connection for a process. It isn't tested before use, in a round trip: who uses it begins anew."""
         return create_engine(
             url,
             hide_parameters=True,  # rows' values don't belong in logs
             isolation_level="READ COMMITTED",
             pool_size=1,
             max_overflow=2,
-            pool_pre_ping=True,
             connect_args={name: value for name, value in DEFAULTS.items() if name not in url.query},
         )
 
@@ -94,18 +94,14 @@ class PostgreSQL(Dialect):
         """FOR NO KEY UPDATE: rows of other tables may go on referring to it meanwhile."""
         return query.with_for_update(of=table, skip_locked=skip_locked, key_share=True)
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection, *, hardly: bool = False) -> None:
         """For this transaction alone: behind PgBouncer the session is everybody's."""
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'")
+        wait = "; SET LOCAL lock_timeout = '50ms'" if hardly else ""
+        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'{wait}")
 
     def wait_briefly(self, connection: Connection) -> None:
         """For this transaction alone."""
         connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
-
-    def wait_hardly(self, connection: Connection) -> bool:
-        """For this transaction alone."""
-        connection.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
-        return True
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """Citext and nondeterministic collations take other words for equal; ordinary columns don't."""

@@ -29,6 +29,7 @@ class SQLite(Dialect):
     """One writer at a time: BEGIN IMMEDIATE takes the write lock first, so no row needs a lock of its own."""
 
     name = "sqlite"
+    returns_updates = True  # and whoever has begun to write has the whole file
 
     def engine(self, url: URL) -> Engine:
         """Transactions that begin at BEGIN, wait for the writer before them, and survive a crash of ours."""
@@ -82,10 +83,6 @@ class SQLite(Dialect):
         if isinstance(column.type, String | NullType):
             return and_(plain, collate(column, "BINARY") == literal(word, literal_execute=True))
         return plain
-
-    def wait_hardly(self, connection: Connection) -> bool:
-        """Whoever has begun to write has the whole file."""
-        return True
 
     def insert_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]

@@ -28,7 +28,7 @@ from nih_sched.runner.perform import INTERRUPT, alarms, install_interrupts, inte
 from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
 from nih_sched.runner.traces import Growth, Traces
 from nih_sched.store import Attempts, Desk, Hold, Retries
-from nih_sched.store.attempts import LeaseLost
+from nih_sched.store.attempts import LeaseLost, StaleDesk
 
 __all__ = [
     "INTERRUPT",
@@ -92,14 +92,17 @@ def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     site.forked()
     if site.owns_process and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         install_interrupts()  # a horse, of a stock worker too; a worker that runs jobs itself must stay stoppable
-    desk = site.desk_for(source)
-    if desk is None:
-        return {}
     if not site.serves(source) or interrupt_asked():
         give_back(site, source, claim_ids)
         return {"given back": len(claim_ids)}
     with kept(site):
-        return _go(site, desk, claim_ids)
+        desk = site.known_desk(source) or site.desk_for(source)
+        while desk is not None:
+            try:
+                return _go(site, desk, claim_ids)
+            except StaleDesk:
+                desk = site.desk_for(source)
+    return {}
 
 
 def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:

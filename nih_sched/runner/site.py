@@ -80,6 +80,11 @@ class Site:
             self._known[source] = known
         return known[1]
 
+    def known_desk(self, source: str) -> Desk | None:
+        """The desk of a source as this process knows it; its producer may have written it down anew since."""
+        known = self._known.get(source)
+        return known[1] if known else None
+
     def learn(self, source: str) -> None:
         """In the worker, before it forks: know the source's table, so that no horse has to reflect it."""
         if source not in self._known:

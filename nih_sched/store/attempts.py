@@ -27,6 +27,10 @@ class LeaseLost(Exception):
     """Others take this horse for dead: it may begin nothing."""
 
 
+class StaleDesk(Exception):
+    """Since this desk was made its source's producer has written other facts down, other words perhaps."""
+
+
 class _Raced(Exception):
     """Another process started some of these claims between our look and our write."""
 
@@ -51,6 +55,7 @@ class Attempts:
         self._worker = worker[:190]
         self._finishes = Finishes(desk, run, worker)
         self._hold = hold
+        self._is_current = False  # whether the desk's facts have been held against what is written down
         self._attempts = desk.ledger.attempts
 
     def start(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
@@ -60,9 +65,12 @@ class Attempts:
 
         Raises:
             LeaseLost: nothing began.
+            StaleDesk: nothing began, at this run's first start: another desk is needed.
         """
-        with contextlib.suppress(_NotAtOnce):
-            return self._desk.transact(lambda c: self._start_at_once(c, claim_ids, columns))
+        words = self._desk.rows.words
+        if self._desk.dialect.returns_updates and words[State.QUEUED] != words[State.STARTED]:
+            with contextlib.suppress(_NotAtOnce):
+                return self._desk.transact(lambda c: self._start_at_once(c, claim_ids, columns), hardly=True)
         try:
             return self._desk.transact(lambda c: self._start(c, claim_ids, columns))
         except _Raced:
@@ -94,8 +102,6 @@ class Attempts:
         """
         desk, rows = self._desk, self._desk.rows
         queued, started = rows.words[State.QUEUED], rows.words[State.STARTED]
-        if not desk.dialect.wait_hardly(connection) or queued == started:
-            raise _NotAtOnce
         claims, _, begun = _by_key(self._heads(connection, claim_ids), self.run)
         if begun or len(claims) < len(claim_ids):
             raise _NotAtOnce
@@ -193,13 +199,22 @@ class Attempts:
 
     def _heads(self, connection: Connection, claim_ids: Sequence[int]) -> Sequence[Any]:
         query = self._desk.once("heads", self._make_heads)
-        return connection.execute(query, {"its_run": self.run, "its_ids": claim_ids}).all()
+        known = {"its_run": self.run, "its_ids": claim_ids, "its_facts": self._desk.facts}
+        heads = connection.execute(query, known).all()
+        if heads and self._desk.facts and not self._is_current:
+            if not heads[0].is_current:
+                raise StaleDesk
+            self._is_current = True  # a job goes on by the words by which it began
+        return heads
 
     def _make_heads(self) -> Any:
         c = self._attempts.c
         # A job names source and claims: that they belong together is known here alone.
         query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.interruptions)
-        query = query.add_columns(c.first_claim, c.earlier, c.run)
+        sources = self._desk.ledger.sources
+        facts = select(sources.c.facts).where(sources.c.name == self._desk.source.name).scalar_subquery()
+        current = (facts == bindparam("its_facts")).label("is_current")
+        query = query.add_columns(c.first_claim, c.earlier, c.run, current)
         query = query.where(c.source == self._desk.source.name)
         # What this very run started, in a transaction whose answer was lost, is still its own.
         ours = (c.run == bindparam("its_run")) & c.finished_at.is_(None)
@@ -331,7 +346,7 @@ def _by_key(heads: Sequence[Any], run: str) -> tuple[dict[str, Claim], set[str],
     """Claims by row_key; which are this run's already; and whose rows may stand as begun."""
     claims: dict[str, Claim] = {}
     ours_already, again = set[str](), set[str]()
-    for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, its_run in heads:
+    for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, its_run, _ in heads:
         key = decode_key(row_key)
         claims[row_key] = Claim(claim_id, key, rq_id, attempt, failures, tries, interruptions or 0, first, earlier or 0)
         if its_run == run:

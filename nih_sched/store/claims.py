@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -72,11 +73,12 @@ class Claims:
             row_key = encode_key(key)
             hashed = open_key_of(rows.name, row_key)
             keys[hashed], own[hashed] = key, Opened(row_key, hashed, rq_id)
-        ids = self._insert(connection, list(own.values()))
+        instant, is_any_kept = connection.execute(self._desk.once("before claims", self._make_before)).one()
+        ids = self._insert(connection, list(own.values()), instant)
         refused = [hashed for hashed in own if hashed not in ids]
         if refused and (closed := self._close_unstarted(connection, refused)):
             self._void += closed
-            ids |= self._insert(connection, [own[h] for h in refused])
+            ids |= self._insert(connection, [own[h] for h in refused], instant)
         claims = [Claim(ids[h], keys[h], one.rq_id, 1, 0, self._tries) for h, one in own.items() if h in ids]
         if claims:
             statement = self._desk.once(
@@ -89,8 +91,9 @@ class Claims:
                 raise KeysDontMatch(
                     table=rows.name, columns=", ".join(c.name for c in rows.keys), wanted=len(claims), taken=taken
                 )
-            alone = self._take_over(connection, {ids[h]: h for h in keys if h in ids}, rq_ids)
-            claims = [one._replace(rq_id=alone[one.id]) if one.id in alone else one for one in claims]
+            if is_any_kept:
+                alone = self._take_over(connection, {ids[h]: h for h in keys if h in ids}, rq_ids)
+                claims = [one._replace(rq_id=alone[one.id]) if one.id in alone else one for one in claims]
         return claims, [keys[h] for h in keys if h not in ids]
 
     def _lock_ready(self, held: Sequence[Key] = ()) -> Any:
@@ -99,13 +102,10 @@ class Claims:
     def _take_over(
         self, connection: Connection, open_keys: dict[int, str], rq_ids: Callable[[int], Sequence[str]]
     ) -> dict[int, str]:
-        # How often these rows were interrupted just before, so that it is counted on; nearly always none was. It may be
-        # the row's own doing, so it travels alone: {claim id: its RQ id}.
+        # How often these rows were interrupted just before, so that it is counted on. It may be the row's own doing, so
+        # it travels alone: {claim id: its RQ id}.
         attempts = self._desk.ledger.attempts
         c = attempts.c
-        some = select(c.id).where(c.kept_key.is_not(None)).order_by(c.kept_key).limit(1)  # ordered, it uses the index
-        if connection.execute(some).first() is None:
-            return {}
         query = select(c.id, c.kept_key, c.interruptions, c.first_claim, c.earlier, c.attempt, c.outcome)
         kept = {
             row.kept_key: row
@@ -125,8 +125,13 @@ class Claims:
                 connection.execute(update(attempts).where(c.id == claim_id).values(values))
         return alone
 
-    def _insert(self, connection: Connection, own: Sequence[Opened]) -> dict[str, int]:
-        instant = connection.execute(select(Now())).scalar_one()
+    def _make_before(self) -> Any:
+        # The time, and whether any row was interrupted: nearly always none was. The claimed rows are locked by now.
+        c = self._desk.ledger.attempts.c
+        kept = select(c.id).where(c.kept_key.is_not(None)).order_by(c.kept_key).limit(1)  # ordered, it uses the index
+        return select(Now(), kept.scalar_subquery().is_not(None))
+
+    def _insert(self, connection: Connection, own: Sequence[Opened], instant: datetime) -> dict[str, int]:
         values = {
             "source": self._desk.source.name,
             "attempt": 1,

@@ -41,6 +41,7 @@ class Desk:
     ledger: Ledger
     rows: RowTable
     source: Source
+    facts: str = ""  # the source as its producer wrote it down; "" where this desk isn't made from that
     _made: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -50,17 +51,18 @@ class Desk:
         made: T = self._made[name]
         return made
 
-    def transact(self, work: Callable[[Connection], T], *, patience: float = PATIENCE) -> T:
+    def transact(self, work: Callable[[Connection], T], *, patience: float = PATIENCE, hardly: bool = False) -> T:
         """Run `work` in one transaction, begun anew as insist() says.
 
         Args:
             work: must be safe to run again after a rollback, or after a commit whose answer was lost.
             patience: as of insist().
+            hardly: have its statements give up at once on a row that others have locked.
         """
 
         def once() -> T:
             with self.engine.begin() as connection:
-                self.dialect.begin(connection)
+                self.dialect.begin(connection, hardly=hardly)
                 if patience < PATIENCE:
                     self.dialect.wait_briefly(connection)
                 return work(connection)
@@ -116,8 +118,7 @@ class Desk:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction."""
-        with self.dialect.reading(self.engine) as connection:
-            return work(connection)
+        return self.dialect.read(self.engine, work)
 
     def watch(self) -> Watch:
         """What tells of new ready rows, on a connection of its own."""
@@ -201,8 +202,7 @@ def register(desk: Desk) -> None:
 def source_facts(engine: Engine, own: Ledger, name: str) -> str | None:
     """What a producer has written down of a source; None when there is no such source."""
     query = select(own.sources.c.facts).where(own.sources.c.name == name)
-    with dialect_of(engine).reading(engine) as connection:
-        facts: str | None = connection.execute(query).scalar()
+    facts: str | None = dialect_of(engine).read(engine, lambda connection: connection.execute(query).scalar())
     return facts
 
 
@@ -225,7 +225,7 @@ def source_desk(engine: Engine, own: Ledger, name: str, facts: str) -> Desk:
         words=source.states,
         features=(),
     )
-    return Desk(engine, dialect_of(engine), own, rows, source)
+    return Desk(engine, dialect_of(engine), own, rows, source, facts)
 
 
 def source_name(rows: RowTable, where: str | None, ledger_id: str) -> str:

@@ -123,5 +123,4 @@ class Leases:
 
     def _at_once(self, work: Callable[[Connection], Any]) -> Any:
         # One statement, without a transaction in whose middle we could freeze and keep others from declaring us dead.
-        with dialect_of(self._engine).reading(self._engine) as connection:
-            return work(connection)
+        return dialect_of(self._engine).read(self._engine, work)

@@ -11,7 +11,8 @@ from sqlalchemy import select, text
 
 from conformance.places import Events, Place, all_due, claim, finish, instants, next_attempt, only, start
 from nih_sched.model import Fate, Outcome, State
-from nih_sched.store import Attempts, Claims, Desk, Looks, Retries
+from nih_sched.store import Attempts, Claims, Desk, Looks, Retries, source_desk
+from nih_sched.store.attempts import StaleDesk
 
 
 def test_a_start_marks_row_and_ledger_and_gives_the_columns_asked_for(place: Place) -> None:
@@ -237,3 +238,21 @@ def test_a_value_that_python_cannot_take_fails_its_row_alone(place: Place, numbe
     assert "SELECT" not in rows[2].unreadable
     assert "Background on this error" not in rows[2].unreadable
     assert place.states() == {1: "Started", 2: "Started", 3: "Started"}
+
+
+def test_words_that_have_changed_since_are_seen_before_anything_begins(place: Place) -> None:
+    place.jobs("Pending", "Pending")
+    old = place.desk(retrying_val="Again")
+    stale = source_desk(old.engine, old.ledger, old.source.name, old.source.to_json())
+    place.desk(retrying_val="Later")  # its producer was started anew
+    first, second = claim(old)
+    with pytest.raises(StaleDesk):
+        start(stale, first)
+    assert place.attempts("started_at") == [(None,), (None,)]
+    assert set(place.states().values()) == {"Queued"}
+    facts = place.run("SELECT facts FROM nih_sched_sources")[0][0]
+    current = source_desk(old.engine, old.ledger, old.source.name, facts)
+    run = Attempts(current, "run", "worker")
+    assert len(run.start([first.id], [])) == 1
+    place.desk(retrying_val="Again")
+    assert len(run.start([second.id], [])) == 1  # a job that has begun goes on

@@ -40,6 +40,19 @@ def test_a_transaction_whose_connection_is_lost_begins_anew(place: Place, events
 
 
 @only("postgresql", "mariadb")
+def test_a_connection_that_died_unused_is_no_outage(place: Place, events: Events) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    events.clear()
+    mine = text("SELECT pg_backend_pid()" if place.name == "postgresql" else "SELECT connection_id()")
+    for use in (desk.read, desk.transact):
+        number = desk.read(lambda connection: connection.scalar(mine))
+        place.run(f"SELECT pg_terminate_backend({number})" if place.name == "postgresql" else f"KILL {number}")
+        assert use(lambda connection: connection.scalar(mine)) != number
+    assert events == []
+
+
+@only("postgresql", "mariadb")
 def test_a_deadlock_is_nobodys_failure(place: Place) -> None:
     place.jobs("Pending", "Pending")
     desks = [place.desk(), place.desk()]

@@ -69,25 +69,31 @@ def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.Mo
     monkeypatch.setattr(batches.clock, "monotonic", lambda: now)
     measured: Any = Measured()
     sizes = Batches(cast(Looks, measured), 0)
-    assert sizes.size() == 1
+    sizes.look()
+    assert sizes.size == 1
     assert measured.asked == []
     sizes.sent([Claim(n, (n,), "x") for n in (7, 8)])
-    assert sizes.size() == 1  # none has ended yet
+    sizes.look()
+    assert sizes.size == 1  # none has ended yet
     assert measured.asked == [7, 8]
     measured.seconds = [0.0]
-    assert sizes.size() == 1  # not looked at each time
+    sizes.look()
+    assert sizes.size == 1  # not looked at each time
     now += batches.LOOK_EVERY
-    assert sizes.size() == MOST
+    sizes.look()
+    assert sizes.size == MOST
     measured.seconds = [1.0]
     now += batches.LOOK_EVERY
-    assert sizes.size() == 1
+    sizes.look()
+    assert sizes.size == 1
 
 
 def test_a_fixed_size_asks_nobody() -> None:
     measured: Any = Measured(5.0)
     sizes = Batches(cast(Looks, measured), 20)
     sizes.sent([Claim(1, (1,), "x")])
-    assert sizes.size() == 20
+    sizes.look()
+    assert sizes.size == 20
     assert measured.asked == []
 
 
