@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 import time
 from datetime import UTC, datetime
@@ -57,3 +58,27 @@ class Bell:
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds`; return whether the bell was rung."""
         return self._rung.wait(max(0.0, seconds))
+
+
+class Nudge:
+    """A wait that signal handlers end; they may take no lock."""
+
+    def __init__(self) -> None:
+        self._heard, self._said = os.pipe()
+        os.set_blocking(self._heard, False)
+        os.set_blocking(self._said, False)
+
+    def give(self) -> None:
+        """End the present wait, or the next one."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._said, b"!")
+
+    def wait(self, seconds: float) -> None:
+        """Wait up to so many seconds."""
+        if select.select([self._heard], [], [], seconds)[0]:
+            os.read(self._heard, 4096)
+
+    def close(self) -> None:
+        """It isn't needed any more."""
+        os.close(self._heard)
+        os.close(self._said)

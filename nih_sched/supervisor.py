@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -24,8 +25,11 @@ from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings, fields, option_name
 from nih_sched.store import Desk, Looks, open_desk
+from nih_sched.store.desk import register
 from nih_sched.wake import Doorbell, Wake
 
+LOOK = 0.05  # seconds between looks at a view, or at children that are to be started again
+CALM = 1.0  # seconds between looks else: a child's end is told of
 KILL_SLACK = 6.0  # seconds beyond the grace after which a child that didn't stop is killed
 KEEPER_SLACK = 5.0  # seconds for which the keeper may go on writing down deaths after everyone else has ended
 BURIAL = 5.0  # seconds for which a worker's successor waits until the keeper has buried it
@@ -71,10 +75,12 @@ class Supervisor:
         self._asked = 0  # how often a signal asked us to
         self._heeded = 0
         self._code = 0
+        self._nudge = clock.Nudge()
 
     def run(self) -> int:
         """Keep the tree up until it is told to stop or its producer has finished; return the exit code."""
         before = {number: signal.signal(number, self._on_stop) for number in (signal.SIGINT, *worker.WARM)}
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda signum, frame: self._nudge.give())
         try:
             self._start("keeper")
             self._start("producer")
@@ -83,13 +89,15 @@ class Supervisor:
             while not self._stops:
                 self._reap(restart=True)
                 self._look()
-                time.sleep(0.05)
+                waits = self._view or not all(child.pid for child in self._children)
+                self._nudge.wait(LOOK if waits else CALM)
         finally:
             self._stop_all()
             if self._view:
                 self._view.close()
             for number, handler in before.items():
                 signal.signal(number, handler)  # nih_sched.run() is called from other programs too
+            self._nudge.close()
         return self._code
 
     def _on_stop(self, signum: int, frame: Any) -> None:
@@ -97,6 +105,7 @@ class Supervisor:
             return  # a container sends it to everyone, and we forward it: once is enough
         self._asked += 1
         self._stops += 1
+        self._nudge.give()
 
     def _heed(self) -> None:
         """Do what a signal asked for; not in its handler, which may have interrupted a write."""
@@ -120,6 +129,8 @@ class Supervisor:
         if pid == 0:
             code = 70
             try:
+                host.forked()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 for number in (*worker.WARM, worker.STOP_NOW):
                     signal.signal(number, lambda signum, frame: os._exit(0))  # told to stop before it has begun
@@ -222,7 +233,10 @@ def run(settings: Settings, make_view: Callable[[Desk], View] | None = None) -> 
         broker.connect(redis_url).close()
         telemetry.emit("run_started", summary=summary(settings, site.desk, site.handler.name, redis_url))
         view = make_view(site.desk) if make_view else None
+        register(site.desk)
+        site.learn(site.desk.source.name)  # once for all workers
         site.close()
+        gc.collect()
         try:
             code = Supervisor(settings, redis_url, view).run()
         finally:

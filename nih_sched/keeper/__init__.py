@@ -27,6 +27,7 @@ from nih_sched.store.leases import Leases
 __all__ = ["Slot", "Slots", "keep", "new_lease", "start", "vouched_until"]
 
 TICK = 0.1  # seconds between looks at the slots
+CALM = 0.5  # the same, while no horse runs a row
 PATROL = 5.0  # seconds between looks for deaths on this host that nobody of ours has seen
 AWAY = 1.0  # seconds between tries while the database is away
 DEATH = "its worker died"
@@ -60,6 +61,8 @@ def start(slots: Slots, settings: Settings, *, patrol: bool) -> int:
     if pid == 0:
         code = 70
         try:
+            host.forked()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()  # what ends a horse's group, or the terminal, doesn't end the keeper
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # a container sends it to all; workers need us to their end
@@ -90,7 +93,7 @@ def keep(slots: Slots, settings: Settings, parent: int, *, patrol: bool) -> None
         ending = slots.closing or os.getppid() != parent
         if ending and not any(slot.worker for slot in slots.slots):
             break
-        time.sleep(TICK)
+        time.sleep(TICK if any(slot.horse for slot in slots.slots) else CALM)
     rounds.finish()
 
 

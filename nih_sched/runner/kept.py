@@ -31,7 +31,7 @@ def kept(site: Site) -> Iterator[None]:
     site.close()  # no fork may carry a connection
     # It has no connection of its own until a renewal is due: most rows end before.
     keeper.start(slots, site.settings, patrol=False)
-    site.take_lease(slots.slots[0])
+    site.take_lease(slots.slots[0], os.getpid())
     try:
         yield
     finally:

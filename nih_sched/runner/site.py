@@ -102,10 +102,10 @@ class Site:
         if self.owns_process:
             self.desk.close()
 
-    def take_lease(self, slot: Slot) -> None:
-        """Have this process's life presumed by a lease of its own, and the slot's keeper renew it."""
+    def take_lease(self, slot: Slot, pid: int) -> None:
+        """Have a process's life presumed by a lease of its own, and the slot's keeper renew it."""
         self.slot = slot
-        lease, seconds, pid = new_lease(), self.settings.lease, os.getpid()
+        lease, seconds = new_lease(), self.settings.lease
         when = host.born(pid) or 0
         sent = clock.boot()
         leases = Leases(self.desk.engine, self.desk.ledger)

@@ -154,6 +154,8 @@ def reach(open_it: Callable[[], T], stop: clock.Bell, *, insist: bool) -> T | No
 
 def watch_parent(parent: int) -> None:
     """Stop this process as SIGTERM would once its parent is gone: killed by kill -9, that one can't tell."""
+    if host.die_with(parent, signal.SIGTERM):
+        return
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -41,6 +41,7 @@ REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried 
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
 LISTEN_AGAIN = 2.0  # seconds until the thread that hears RQ's commands listens again after an error
 DEAF = 20.0  # seconds for which a horse, frozen perhaps, may take to begin a job
+REST = 10.0  # seconds without a job after which a horse ends; the next job has a new one, some 20 ms later
 LOOK = 0.02  # seconds between looks at the rows while a job runs
 UNTOLD = 78  # a horse's exit code when Redis is away at the end of a job
 
@@ -56,7 +57,7 @@ class Worker(StoppingWorker):
         self._warm: WarmHorse | None = None
         self._said: list[Order] = []  # to the horse, of the job that runs
         self._begun = self._fresh = False  # whether the horse has taken the order; whether it was forked for that
-        self._handed_over = 0.0
+        self._handed_over = self._last_job = 0.0  # when it got the order; when the last job was over
         self._steward: runner.Steward | None = None  # of the job that runs
         self.slot: Slot | None = None  # where our keeper finds us; made here when no supervisor gives one
         self._unwritten: list[runner.Unwritten] = []  # outcomes that the ledger refuses
@@ -76,19 +77,17 @@ class Worker(StoppingWorker):
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
         """RQ's, after handler and database have shown that they work, and with a keeper."""
-        self._ensure_lease()
+        self._ensure_slot()
         super().bootstrap(*args, **kwargs)
 
-    def _ensure_lease(self) -> None:
-        """Have a keeper, and a lease that others accept; nearly always there are both, and nothing is asked."""
+    def _ensure_slot(self) -> None:
+        """Before a fork: have a keeper, and a place where it finds us."""
         if self.slot is None:
             self._slots = Slots(1)
             (self.slot,) = self._slots.slots
         if self._slots is not None:
             self._ensure_keeper(self._slots)
-        if self.site.slot is None or self.slot.lost:
-            self.site.take_lease(self.slot)
-            self.site.close()
+        self.site.slot = self.slot
 
     def _ensure_keeper(self, slots: Slots) -> None:
         if not self._keeper or os.waitpid(self._keeper, os.WNOHANG)[0]:
@@ -144,7 +143,7 @@ class Worker(StoppingWorker):
         self._horse_asked_to_stop = self._horse_too_late = False
         self._horse_end = (None, None)
         self.site.learn(source)
-        self._ensure_lease()
+        self._ensure_slot()
         self._steward = runner.Steward(self.site, source, claim_ids)
         self._kept.dismount()
         try:
@@ -154,6 +153,7 @@ class Worker(StoppingWorker):
             self.monitor_work_horse(job, queue, execution)
         finally:
             self._steward.leave()
+            self._last_job = clock.monotonic()
             self._after(job, queue, died_in_hand=runner.share_hand().claim != 0)
 
     @property
@@ -224,6 +224,10 @@ class Worker(StoppingWorker):
             os.environ["RQ_JOB_ID"] = order["job"]
             job = self.restored(order["job"], from_text(order["raw"]))
             queue = broker.queue_of(self.connection, order["queue"])
+            assert self.pid is not None  # noqa: S101 - the worker's, since it was made
+            if self._kept.worker != self.pid or self._kept.lost:
+                # Here, not in the worker: one that never speaks to its database is 5 MB smaller.
+                self.site.take_lease(self._kept, self.pid)
             self._hear, self._runs = hear, Execution("", job.id, self.connection, self.name)
             try:
                 self.perform_job(job, queue, self._runs)
@@ -303,7 +307,14 @@ class Worker(StoppingWorker):
         """RQ's, which it asks each time before it waits for a job."""
         due = super().should_run_maintenance_tasks
         self._write_again()
+        self._let_horse_rest()
         return due
+
+    def _let_horse_rest(self) -> None:
+        """A horse that has had nothing to do for a while ends, unless its start is the user's and may be dear."""
+        rested = self._warm is not None and clock.monotonic() - self._last_job >= REST
+        if rested and not self.site.settings.on_horse_start:
+            self._dismiss_horse()
 
     def _write_again(self) -> None:
         if self._unwritten and clock.monotonic() >= self._next_writing:

@@ -13,15 +13,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import StopRequested
 
 from nih_sched import broker, clock, runner
-from nih_sched.worker.thin import ThinWorker
+from nih_sched.worker.thin import SHORTLY, ThinWorker
 
 if TYPE_CHECKING:
     from redis.client import Pipeline
 
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
+CALLS = 20  # in a second, to one that is just about to wait
 STOP_NOW = signal.SIGQUIT
 WARM = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -33,6 +35,7 @@ class StoppingWorker(ThinWorker):
         super().__init__(*args, **kwargs)
         self._first_stop: float | None = None
         self._horse_asked_to_stop = False
+        self._waits_as = 0  # our connection's number at Redis, while we wait there
         self.heeds_ctrl_c = True
         self.stop: clock.Bell | None = None  # rung if we were told to stop before RQ's loop began
 
@@ -62,6 +65,8 @@ class StoppingWorker(ThinWorker):
         at_once = signum == STOP_NOW or again
         self._first_stop = self._first_stop or clock.monotonic()
         self._stop_requested = True
+        if not again:
+            self._end_wait()
         self._end_horse_after(0.0 if at_once else self.grace)
 
     @property
@@ -83,10 +88,28 @@ class StoppingWorker(ThinWorker):
                 raise StopRequested from None
             raise
 
-    @property
-    def dequeue_timeout(self) -> float:  # type: ignore[override]  # RQ says int, and hands it to BLMOVE as it is
-        """Seconds of waiting for a job, after which we look whether we were told to stop."""
-        return 0.3
+    def _wait(self, queued: str, fetched: str, timeout: float) -> Any:
+        connection: Any = self.connection
+        try:
+            self._waits_as = connection.client_id()  # the pool hands out the connection that came back last
+        except ResponseError:  # not everybody may ask that
+            timeout = min(timeout, SHORTLY)
+        try:
+            return super()._wait(queued, fetched, timeout)
+        finally:
+            self._waits_as = 0
+
+    def _end_wait(self) -> None:
+        """Have Redis answer at once: that there is no job, or with the job that it was just handing out."""
+
+        def unblock() -> None:
+            for _ in range(CALLS):
+                if waits_as := self._waits_as:
+                    with contextlib.suppress(RedisError):
+                        self.connection.client_unblock(waits_as)
+                time.sleep(0.05)
+
+        threading.Thread(target=unblock, daemon=True).start()
 
     def _end_horse_after(self, seconds: float) -> None:
         def end() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from redis.client import Pipeline
 
 HEARTBEAT = 5.0  # seconds between a worker's heartbeats; what they prolong lives for 90 s and more
+WAIT = 5.0  # seconds for which an idle worker waits in Redis at a time
+SHORTLY = 0.3  # the same, for one that can't be called back from there
 SUSPENSION = 1.0  # seconds between looks whether workers are suspended
 WITH_LMOVE = (6, 2, 0)  # the first Redis that has it
 
@@ -82,7 +84,8 @@ class ThinWorker(RQWorker):
     ) -> tuple[Job, Queue] | None:
         """RQ's; asks for a job before it says that it is idle, and keeps what it got for the horse."""
         if len(self.queues) != 1 or self._redis_version < WITH_LMOVE:
-            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            shortly: Any = None if timeout is None else min(timeout, SHORTLY)
+            return super().dequeue_job_and_maintain_ttl(shortly, max_idle_time)
         (queue,) = self.queues
         began, pause = clock.monotonic(), 1.0
         while True:
@@ -104,12 +107,25 @@ class ThinWorker(RQWorker):
     def _take(self, queue: Queue, timeout: float | None) -> str | None:
         """The next job's id; None when there was none within so many seconds."""
         fetched = queue.intermediate_queue.key
-        connection: Any = self.connection  # redis-py says int where Redis takes fractions
-        rq_id = connection.lmove(queue.key, fetched)
+        rq_id: Any = self.connection.lmove(queue.key, fetched)
         if rq_id is None and timeout is not None:
             self.set_state(WorkerStatus.IDLE)
-            rq_id = connection.blmove(queue.key, fetched, timeout)
+            rq_id = self._wait(queue.key, fetched, timeout)
         return None if rq_id is None else rq_id.decode()
+
+    def _wait(self, queued: str, fetched: str, timeout: float) -> Any:
+        connection: Any = self.connection  # redis-py says int where Redis takes fractions
+        return connection.blmove(queued, fetched, timeout)
+
+    @property
+    def dequeue_timeout(self) -> float:  # type: ignore[override]  # RQ says int, and hands it to BLMOVE as it is
+        """Seconds of waiting for a job, after which RQ's loop goes round."""
+        return WAIT
+
+    @property
+    def connection_timeout(self) -> float:  # type: ignore[override]
+        """Seconds after which a Redis that doesn't answer is frozen."""
+        return 2 * WAIT
 
     def _fetch(self, rq_id: str) -> Job | None:
         raw: Any = self.connection.hgetall(self.job_class.key_for(rq_id))

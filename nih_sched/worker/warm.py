@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from nih_sched import host
+
 BEGUN, DONE, TIRED, DEAD = b"b", b"d", b"t", b""  # what a horse answers; the last one is its silence
 GONE = os.WEXITED | os.WNOHANG | os.WNOWAIT  # has it ended? It stays to be waited for
 PATIENCE = 2.0  # seconds for which one that has nothing to do any more may take to end
@@ -47,6 +49,7 @@ class WarmHorse:
         self._socket, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
+            host.forked()
             os.setpgrp()
             self._socket.close()
             _be(theirs, prepare, leave)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import psutil
 import pytest
 import servers
 from conftest import Work
 from redis import Redis
 from servers import Spawned, eventually, scheduler, spawn_scheduler
+
+from nih_sched.worker.rq_worker import REST
+from nih_sched.worker.thin import WAIT
 
 LINE = ("--max-concurrent-jobs", "1", "--batch-size", "1", "--delay", "0.2", "--timeout", "20")
 HANDLERS = """
@@ -23,6 +28,10 @@ def second_dies(id, attempt):
     note(os.getpid())
     if id == 2 and attempt == 1:
         os.kill(os.getpid(), 9)
+
+def frozen(id):
+    import gc
+    note(gc.get_freeze_count() > 10_000)
 
 def leaks_files(id):
     note(os.getpid())
@@ -40,8 +49,12 @@ def app(lite: Work) -> Work:
     return lite
 
 
+def named(name: str, process: Spawned) -> list[psutil.Process]:
+    return [one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == name]
+
+
 def horses(process: Spawned) -> list[psutil.Process]:
-    return [one for one in psutil.Process(process.pid).children(recursive=True) if one.name() == "sched-horse"]
+    return named("sched-horse", process)
 
 
 def test_rows_of_many_jobs_run_in_one_horse(app: Work, redis_url: str) -> None:
@@ -116,6 +129,33 @@ def test_one_that_has_grown_is_replaced(app: Work, leaks: str) -> None:
     assert sorted(app.ran().values()) == [1, 2, 2]
 
 
+def test_one_without_a_job_for_ten_seconds_ends_and_the_next_row_has_another(app: Work) -> None:
+    with spawn_scheduler("--job", "warm:who", *LINE, env=app.env, cwd=app.folder) as process:
+        eventually(lambda: named("sched-worker", process))
+        time.sleep(1)
+        assert not app.sql("SELECT * FROM nih_sched_leases")  # there is nothing to vouch for
+        app.insert(1)
+        eventually(lambda: app.states() == {"Done": 1})
+        (worker,) = named("sched-worker", process)
+        assert [one.pid for one in app.sql("SELECT pid FROM nih_sched_leases")] == [worker.pid]
+        assert horses(process)
+        time.sleep(REST / 2)
+        assert horses(process)
+        eventually(lambda: not horses(process), timeout=REST + WAIT)
+        # It has neither asked the database nor had its memory gone through: what it has from its parent is shared.
+        assert worker.memory_full_info().uss < 15 << 20
+        app.insert(2)
+        eventually(lambda: app.states() == {"Done": 2})
+        assert [one.pid for one in app.sql("SELECT pid FROM nih_sched_leases")] == [worker.pid]
+    assert list(app.ran().values()) == [1, 1]
+
+
+def test_what_was_there_before_the_fork_is_no_garbage_collectors_business(app: Work) -> None:
+    app.insert(1)
+    assert scheduler("--job", "warm:frozen", "--burst", *LINE, env=app.env, cwd=app.folder).returncode == 0
+    assert app.ran() == {"True": 1}
+
+
 def test_it_ends_with_its_worker(app: Work) -> None:
     app.insert(1)
     with spawn_scheduler("--job", "warm:who", *LINE, env=app.env, cwd=app.folder) as process:
@@ -124,3 +164,13 @@ def test_it_ends_with_its_worker(app: Work) -> None:
         process.terminate()
         assert process.wait(20) == 0
         assert not horse.is_running()
+
+
+def test_one_with_a_start_of_the_users_stays(app: Work) -> None:
+    line = ("--job", "warm:who", "--on-horse-start", "handlers:mark", *LINE)
+    with spawn_scheduler(*line, env=app.env, cwd=app.folder) as process:
+        app.insert(1)
+        eventually(lambda: app.states() == {"Done": 1})
+        before = horses(process)
+        time.sleep(REST + 3)
+        assert horses(process) == before != []

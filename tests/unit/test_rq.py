@@ -25,6 +25,7 @@ OVERRIDDEN = {
     "wait_for_horse": "08472169",
     "maintain_heartbeats": "b73451c9",
     "heartbeat": "63b1089f",
+    "connection_timeout": "d430e6ac",
     "set_state": "bb8d4f1d",
     "check_for_suspension": "e8095ae1",
     "dequeue_job_and_maintain_ttl": "2715cf34",

@@ -1,0 +1,130 @@
+"""An idle worker sleeps in Redis, and yet stops at once, without losing the job that it was just handed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from conftest import Work
+from redis import Redis
+from redis.exceptions import NoPermissionError
+from servers import eventually, spawn_scheduler
+
+from nih_sched import broker
+from nih_sched.settings import Settings
+from nih_sched.supervisor import Supervisor
+from nih_sched.worker import Worker
+from nih_sched.worker.thin import WAIT
+
+
+@pytest.fixture
+def worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """One whose stop by SIGTERM can be taken back."""
+    monkeypatch.setattr(Worker, "_end_horse_after", lambda self, seconds: None)
+    monkeypatch.setattr(Worker, "grace", 1.0)
+    connection = broker.connect(redis_url)
+    made = Worker([broker.queue_of(connection, f"idle-{os.getpid()}")], connection=connection)
+    before = signal.signal(signal.SIGTERM, made.request_stop)
+    yield made
+    signal.signal(signal.SIGTERM, before)
+    made.queues[0].delete()
+    connection.close()
+
+
+def again(worker: Any) -> None:
+    worker._stop_requested, worker._first_stop = False, None
+
+
+def test_it_stops_at_once_and_loses_no_job(worker: Any) -> None:
+    (queue,) = worker.queues
+    fetched = queue.intermediate_queue.key
+    redis = queue.connection
+    outcomes = set()
+    for number in range(200):
+        job, comes = f"job-{number}", number % 2 == 0
+        push = threading.Timer(
+            random.uniform(0, 0.005), lambda job=job, comes=comes: comes and redis.rpush(queue.key, job)
+        )
+        stop = threading.Timer(random.uniform(0, 0.005), os.kill, (os.getpid(), signal.SIGTERM))
+        began = time.monotonic()
+        push.start()
+        stop.start()
+        got = worker._take(queue, WAIT)
+        assert time.monotonic() - began < WAIT / 2
+        push.join()
+        stop.join()
+        waiting = [one.decode() for one in redis.lrange(queue.key, 0, -1)]
+        taken = [one.decode() for one in redis.lrange(fetched, 0, -1)]
+        assert (got, waiting, taken) in ((job, [], [job]), (None, [job] if comes else [], []))
+        outcomes.add((got is None, comes))
+        redis.delete(queue.key, fetched)
+        again(worker)
+    assert outcomes == {(True, True), (False, True), (True, False)}
+
+
+def test_where_it_cant_be_called_back_it_waits_shortly(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise NoPermissionError
+
+    monkeypatch.setattr(worker.connection, "client_id", refused)
+    began = time.monotonic()
+    assert worker._take(worker.queues[0], WAIT) is None
+    assert time.monotonic() - began < WAIT / 2
+
+
+def test_five_idle_ones_stop_at_once_and_sleep_until_then(lite: Work, redis_url: str) -> None:
+    line = ("--max-concurrent-jobs", "5", "--job", "handlers:count", "--poll-interval", "5")
+    with spawn_scheduler(*line, env=lite.env, cwd=lite.folder) as process, Redis.from_url(redis_url) as redis:
+        tree = psutil.Process(process.pid)
+        eventually(lambda: process.output.count(" started, pid ") == 5)
+        time.sleep(2)
+        waits, began = redis.info("commandstats")["cmdstat_blmove"]["calls"], time.monotonic()
+        woken = sum(one.num_ctx_switches().voluntary for one in tree.children())
+        time.sleep(5)
+        seconds = time.monotonic() - began
+        waits = redis.info("commandstats")["cmdstat_blmove"]["calls"] - waits
+        woken = sum(one.num_ctx_switches().voluntary for one in tree.children()) - woken
+        assert waits / seconds < 2  # 17, when each looked three times a second whether it had been told to stop
+        assert woken / seconds < 40  # 60 and more, with a keeper and parents that looked ten times a second
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < WAIT / 2
+
+
+def test_a_supervisor_heeds_a_stop_at_once() -> None:
+    supervisor = Supervisor(Settings(), "")
+    supervisor._on_stop(signal.SIGTERM, None)
+    began = time.monotonic()
+    supervisor._nudge.wait(5)
+    assert time.monotonic() - began < 2
+    supervisor._nudge.close()
+
+
+def test_a_killed_supervisor_takes_its_tree_along(lite: Work) -> None:
+    line = ("--max-concurrent-jobs", "2", "--job", "handlers:count")
+    with spawn_scheduler(*line, env=lite.env, cwd=lite.folder) as process:
+        eventually(lambda: process.output.count(" started, pid ") == 2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert {one.name() for one in children} == {"sched-worker", "sched-producer", "sched-keeper"}
+        process.kill()
+        eventually(lambda: not any(one.is_running() for one in children), timeout=10)
+
+
+def test_a_worker_that_dies_is_replaced_at_once(lite: Work) -> None:
+    line = ("--max-concurrent-jobs", "1", "--job", "handlers:count")
+    with spawn_scheduler(*line, env=lite.env, cwd=lite.folder) as process:
+        eventually(lambda: process.output.count(" started, pid ") == 1)
+        time.sleep(5.2)  # one that dies young is replaced after a pause
+        (one,) = [one for one in psutil.Process(process.pid).children() if one.name() == "sched-worker"]
+        began = time.monotonic()
+        one.kill()
+        eventually(lambda: process.output.count(" started, pid ") == 2, every=0.02)
+        assert time.monotonic() - began < 0.8
