@@ -1,4 +1,4 @@
-"""How many rows travel in one RQ job: as many as run in about half a second, from how long rows have run."""
+"""How many rows travel in one RQ job: as many as run in about a second, from how long rows have run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from nih_sched import broker, clock
 from nih_sched.model import Claim
 from nih_sched.store import Looks
 
-AIM = 0.5  # seconds of work in one job: what RQ and two commits cost it, some 15 ms, is little of that
+AIM = 1.0  # seconds of work in one job: what RQ and two commits cost it, some 10 ms, is little of that
 MOST = 1000  # rows in one job
+FIRST_EVERY = 0.02  # seconds between looks until some rows have run
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 REMEMBERED = 100  # claims of ours whose run times are looked at
 
@@ -37,11 +38,20 @@ class Batches:
         """How many rows the next jobs may carry. Nothing is known at first: then it is one."""
         return self._fixed or self._size
 
+    @property
+    def ahead(self) -> int:
+        """How many jobs should wait in Redis for each worker: enough that none idles, else rows wait in the table.
+
+        A job of several rows takes its time, unless there are so many because they take none.
+        """
+        return 2 if not self._fixed and 1 < self._size < MOST else 4
+
     def look(self) -> None:
         """See, from time to time, how long rows have run."""
         if not self._fixed and self._recent and clock.monotonic() >= self._next_look:
-            self._next_look = clock.monotonic() + LOOK_EVERY
-            self._size = fitting(self._looks.run_times(list(self._recent))) or self._size
+            found = fitting(self._looks.run_times(list(self._recent)))
+            self._size = found or self._size
+            self._next_look = clock.monotonic() + (LOOK_EVERY if found else FIRST_EVERY)
 
 
 def fitting(seconds: Sequence[float]) -> int | None:

@@ -24,7 +24,6 @@ from nih_sched.store import Claims, Desk, Due, Looks, Retries, Seen
 from nih_sched.store.desk import register
 from nih_sched.wake import Sign, Wake
 
-PREFETCH = 4  # jobs that wait in Redis for each worker: enough that none idles, few enough that rows wait in the table
 COUNT_EVERY = 1.0  # seconds between counts of workers
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
@@ -75,6 +74,7 @@ class Producer:
         self._moving = True  # whether claims are queued or run, as far as we know
         self._next_tick = self._next_table = self._brisk_until = 0.0
         self._workers, self._next_count = 0, 0.0
+        self._behind = 0  # ready rows that the last claim left, as far as counted; 0: unknown
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
 
@@ -86,10 +86,14 @@ class Producer:
         """
         workers = max(self._settings.max_concurrent_jobs, self._worker_count())
         size, waiting = self._batches.size, broker.waiting(self._queue)
-        room = (workers * PREFETCH - waiting) * size
+        if self._behind:  # near the end batches get smaller, so that all workers come to it together
+            size = min(size, max(size // 8, math.ceil(self._behind / (2 * workers))))
+        room = (workers * self._batches.ahead - waiting) * size
         if self._left is not None:
             room = min(room, self._left)
         claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
+        full = claimed == room and size > 1
+        self._behind = self.looks.ready_up_to(2 * workers * self._batches.size) if full else 0
         sent = self._send_due()  # after: what has waited for seconds can wait for a claim, a new row shouldn't
         self._batches.look()
         return Tick(claimed, sent, room)

@@ -69,6 +69,7 @@ class Steward:
             self._desk = self._desk or self._site.desk_for(self._source, patience=BRIEFLY)
             if self._desk is not None:
                 if writes:
+                    self._was_behind = False
                     self._write(self._desk)
                 if closes:
                     self._give_rest_back(self._desk)

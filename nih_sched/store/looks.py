@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, case, func, literal, or_, select
+from sqlalchemy import Connection, Select, bindparam, case, func, literal, or_, select
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
@@ -45,6 +45,13 @@ class Looks:
         ready = claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
         query = select(func.count()).select_from(rows.table).where(ready)
         return int(self._desk.read(lambda c: c.execute(query).scalar_one()))
+
+    def ready_up_to(self, limit: int) -> int:
+        """How many rows are ready, counted to `limit` at most."""
+        rows = self._desk.rows
+        ready = claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
+        some = select(rows.keys[0]).where(ready).limit(bindparam("ready_limit", limit)).subquery()
+        return int(self._desk.read(lambda c: c.execute(select(func.count()).select_from(some)).scalar_one()))
 
     def around(self, *, rows: bool) -> Seen:
         """What there is to do, in one statement; with `rows`, the table is looked at too, and not the ledger alone."""

@@ -22,18 +22,18 @@ from nih_sched.store import Looks
     [
         ([], None),
         ([0.0], MOST),
-        ([0.001], 500),
-        ([0.005] * 3, 100),
-        ([0.02], 25),
-        ([0.05], 10),
-        ([0.26], 1),
+        ([0.001], MOST),
+        ([0.005] * 3, 200),
+        ([0.02], 50),
+        ([0.05], 20),
+        ([0.51], 1),
         ([3600.0], 1),
         ([0.001] * 99 + [60.0], 1),
-        ([0.001] * 99 + [1.0], 5),
-        ([0.001, 0.002, 0.003] * 20, 237),
+        ([0.001] * 99 + [1.0], 16),
+        ([0.001, 0.002, 0.003] * 20, 482),
     ],
 )
-def test_a_batch_is_half_a_second_of_work(seconds: list[float], size: int | None) -> None:
+def test_a_batch_is_a_second_of_work(seconds: list[float], size: int | None) -> None:
     assert fitting(seconds) == size
 
 
@@ -79,7 +79,7 @@ def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.Mo
     measured.seconds = [0.0]
     sizes.look()
     assert sizes.size == 1  # not looked at each time
-    now += batches.LOOK_EVERY
+    now += batches.FIRST_EVERY
     sizes.look()
     assert sizes.size == MOST
     measured.seconds = [1.0]
