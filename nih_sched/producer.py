@@ -27,6 +27,7 @@ from nih_sched.wake import Sign, Wake
 COUNT_EVERY = 1.0  # seconds between counts of workers
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
+GLANCE = 0.015  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 1.0  # seconds overdue after which a retry that RQ doesn't show any more is sent anew
 DUE_AT_ONCE = 500
@@ -71,6 +72,7 @@ class Producer:
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
         self._began = self.looks.now()
         self._counts_down = settings.burst or settings.max_rows is not None
+        self._has_room = False  # whether the last tick left any
         self._moving = True  # whether claims are queued or run, as far as we know
         self._next_tick = self._next_table = self._brisk_until = 0.0
         self._workers, self._next_count = 0, 0.0
@@ -106,6 +108,7 @@ class Producer:
             poll: seconds between looks at an idle table.
         """
         self._quiet = BUSY_WAIT
+        self._has_room = tick.claimed < tick.room
         if tick.claimed >= tick.room:  # or there is no room: what else is to do will be seen when there is
             self._moving = True
             return BUSY_WAIT if tick.claimed else FULL_WAIT
@@ -146,10 +149,6 @@ class Producer:
         sign = Sign.RING
         while not wake.stopped:
             try:
-                if self._moving:
-                    rescuer.tick()
-                elif sign is not Sign.RING:  # a row that has just come goes first
-                    rescuer.rest()
                 poll = self._poll(wake.live)
                 if self._is_worth_a_tick(sign, poll):
                     tick = self.tick()
@@ -157,6 +156,11 @@ class Producer:
                         return self.ended()
                     pause = self.pause_after(tick, poll)
                     self._next_tick = clock.monotonic() + pause
+                # After that: a row that has just come goes first.
+                if self._moving:
+                    rescuer.tick()
+                elif sign is not Sign.RING:
+                    rescuer.rest()
                 wake.tend()
             except broker.OUTAGES as error:
                 self._lost("redis", str(error))
@@ -178,7 +182,11 @@ class Producer:
             now = clock.monotonic()
             if self._moving:
                 self._brisk_until = now + LATELY
-            sign = wake.wait(self._next_tick - now, self._quiet, brisk=now < self._brisk_until)
+            brisk = now < self._brisk_until
+            # Where nothing tells of new rows and some have come lately, another one is looked for in between.
+            glances = brisk and self._has_room and not wake.hears_database
+            pause = min(self._next_tick - now, GLANCE) if glances else self._next_tick - now
+            sign = wake.wait(pause, self._quiet, brisk=brisk)
         return None
 
     def _poll(self, told: bool) -> float:
@@ -193,13 +201,14 @@ class Producer:
         if sign is Sign.RING or (due and (self._moving or self._counts_down)):
             return True
         if not due and sign is not Sign.CHANGE:
-            return False
+            return self.looks.ready_up_to(1) > 0
         rows = sign is Sign.CHANGE or now >= self._next_table - 0.001
         seen = self.looks.around(rows=rows)
         if seen.ready or (seen.moving and not self._moving) or seen.due == 0.0:
             return True
         # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.
-        self._quiet = min(2 * max(self._quiet, BUSY_WAIT), OPEN_WAIT) if sign is Sign.CHANGE else 0.0
+        longest = BUSY_WAIT if now < self._brisk_until else OPEN_WAIT
+        self._quiet = min(2 * max(self._quiet, BUSY_WAIT), longest) if sign is Sign.CHANGE else 0.0
         if rows:
             self._next_table = now + poll
         if not self._moving:

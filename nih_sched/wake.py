@@ -108,6 +108,11 @@ class Wake:
         """Whether the database is known to tell of each new row by itself."""
         return self._watch.live
 
+    @property
+    def hears_database(self) -> bool:
+        """Whether the database tells of new rows by itself, or its changes are looked at often anyway."""
+        return self._watch.live or self._watch.every is not None
+
     def tend(self) -> None:
         """Begin to hear what can be heard, also again after a loss."""
         self._watch.tend()
@@ -137,14 +142,14 @@ class Wake:
             every = self._watch.every
             if every is not None and self._watch.rung():
                 return self._watch_sign()
-            left = deadline - clock.monotonic()
-            if left <= 0:
-                break
+            left = max(0.0, deadline - clock.monotonic())  # also after a wait that was quiet to its end, signs are seen
             told = self._select(left if every is None else min(left, every))
             if self._doorbell in told and self._doorbell.rung():
                 return Sign.RING
             if self._watch in told and self._watch.rung():
                 return self._watch_sign()
+            if left <= 0:
+                break
         return Sign.TIME
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from conftest import Work, make_work
 from servers import Database, Spawned, eventually, scheduler, spawn_scheduler
 
 import nih_sched
+from nih_sched.producer import LATELY
 from nih_sched.settings import Settings
 from nih_sched.wake import channel
 
@@ -28,7 +29,7 @@ def idle(work: Work, *options: str, **env: str) -> Iterator[Spawned]:
     work.insert(1)
     with spawn_scheduler(*LINE, *options, env=work.env | env, cwd=work.folder) as process:
         eventually(lambda: work.states() == {"Done": 1})
-        time.sleep(1.0)  # its ticks after the row's end
+        time.sleep(LATELY + 1.0)  # for so long it looks for more by itself
         yield process
         assert process.poll() is None
         process.terminate()
@@ -81,6 +82,14 @@ def test_without_anything_that_tells_a_row_waits_for_the_poll(pg: Work) -> None:
         time.sleep(3)
         assert pg.states() == {"Done": 1, "Pending": 1}
         assert listeners(pg) == []
+
+
+def test_while_rows_come_others_are_looked_for_without_being_told(pg: Work) -> None:
+    with idle(pg):
+        pg.insert(2)
+        time.sleep(POLL / 2)  # the one that nobody tells of waits for the poll
+        eventually(lambda: pg.states() == {"Done": 2}, timeout=POLL)
+        runs_soon(pg, 3)
 
 
 def test_a_notification_starts_a_row(pg: Work) -> None:

@@ -117,6 +117,11 @@ def test_what_comes_while_it_is_quiet_is_heard_afterwards(wake: Wake, watch: Pip
     assert time.monotonic() - began >= 0.1
 
 
+def test_what_comes_in_a_wait_that_is_quiet_to_its_end_is_heard(wake: Wake, watch: Piped) -> None:
+    watch.say()
+    assert wake.wait(0.02, quiet=0.05) is Sign.RING
+
+
 @pytest.mark.parametrize("quiet", [0.0, LONG])
 def test_a_stop_ends_each_wait(wake: Wake, stop: clock.Bell, quiet: float) -> None:
     before = signal.signal(signal.SIGUSR2, lambda signum, frame: stop.ring())
