@@ -133,6 +133,11 @@ class Hand:
         return self._get(_WRITTEN) < self._get(_TOLD)
 
     @property
+    def told(self) -> int:
+        """How many bytes have been told since forget()."""
+        return self._get(_TOLD)
+
+    @property
     def written(self) -> int:
         """In the horse: how many bytes, of what was told since forget(), the worker has written down."""
         return self._get(_WRITTEN)

@@ -47,7 +47,7 @@ class Steward:
         self._since = 0.0
         self._not_before = 0.0
         self._closed = False
-        self._was_behind = False
+        self._was_behind, self._told = False, 0
         self._desk: Desk | None = None
         self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
 
@@ -61,7 +61,9 @@ class Steward:
         if claim != self._claim:
             self._claim, self._since = claim, now
         # What was told since the look before may have company yet: the rest of a short job, and its horse writes it.
-        writes, self._was_behind = self._was_behind and self._hand.is_behind, self._hand.is_behind
+        told, behind = self._hand.told, self._hand.is_behind
+        writes = behind and self._was_behind and told >= self._told  # less: its horse has written what was there
+        self._was_behind, self._told = behind, told
         closes = claim != 0 and now - self._since >= LONG and not self._closed
         if now < self._not_before or not (writes or closes):
             return

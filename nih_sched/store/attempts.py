@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, or_, select, update
+from sqlalchemy import Connection, Float, bindparam, null, or_, select, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import ColumnElement
 
 from nih_sched import telemetry
 from nih_sched.dialects import After, Now
@@ -102,7 +103,10 @@ class Attempts:
         """
         desk, rows = self._desk, self._desk.rows
         queued, started = rows.words[State.QUEUED], rows.words[State.STARTED]
-        claims, _, begun = _by_key(self._heads(connection, claim_ids), self.run)
+        # Ledger before rows, as nobody else: who holds a row that we wait for, and waits for us, sees us give up first.
+        marked = connection.execute(desk.once("begin", self._make_begin), self._given(claim_ids) | self._known).all()
+        self._check_current(marked)
+        claims, _, begun = _by_key(marked, self.run)
         if begun or len(claims) < len(claim_ids):
             raise _NotAtOnce
         statement = desk.once(
@@ -122,8 +126,6 @@ class Attempts:
         width = len(rows.keys)
         values = {encode_key(row[:width]): dict(zip(columns, row[width:], strict=True)) for row in found}
         if values.keys() != claims.keys() or len(found) != len(claims):
-            raise _NotAtOnce
-        if self._mark(connection, claim_ids) != len(claims):
             raise _NotAtOnce
         self._renew_lease(connection)
         return [StartedRow(claim, values[k]) for k, claim in claims.items()]
@@ -199,37 +201,55 @@ class Attempts:
 
     def _heads(self, connection: Connection, claim_ids: Sequence[int]) -> Sequence[Any]:
         query = self._desk.once("heads", self._make_heads)
-        known = {"its_run": self.run, "its_ids": claim_ids, "its_facts": self._desk.facts}
-        heads = connection.execute(query, known).all()
+        heads = connection.execute(query, self._given(claim_ids) | self._known).all()
+        self._check_current(heads)
+        return heads
+
+    def _given(self, claim_ids: Sequence[int]) -> dict[str, Any]:
+        lease = self._hold.lease if self._hold else None
+        ours = {"its_run": self.run, "its_worker": self._worker, "its_lease": lease}
+        return ours | {"its_ids": claim_ids}
+
+    @property
+    def _known(self) -> dict[str, Any]:
+        return {"its_facts": self._desk.facts}
+
+    def _check_current(self, heads: Sequence[Any]) -> None:
         if heads and self._desk.facts and not self._is_current:
             if not heads[0].is_current:
                 raise StaleDesk
             self._is_current = True  # a job goes on by the words by which it began
-        return heads
+
+    def _head(self) -> list[Any]:
+        """What _by_key() needs of a record; the last column: whether this desk's facts are what is written down."""
+        c, sources = self._attempts.c, self._desk.ledger.sources
+        facts = select(sources.c.facts).where(sources.c.name == self._desk.source.name).scalar_subquery()
+        current = (facts == bindparam("its_facts")).label("is_current")
+        claim = [c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.interruptions, c.first_claim, c.earlier]
+        return [*claim, current]
+
+    def _these(self) -> ColumnElement[bool]:
+        # A job names source and claims: that they belong together is known here alone.
+        ids = self._desk.dialect.given(self._attempts.c.id, "its_ids")
+        return ids & (self._attempts.c.source == self._desk.source.name)
 
     def _make_heads(self) -> Any:
         c = self._attempts.c
-        # A job names source and claims: that they belong together is known here alone.
-        query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.interruptions)
-        sources = self._desk.ledger.sources
-        facts = select(sources.c.facts).where(sources.c.name == self._desk.source.name).scalar_subquery()
-        current = (facts == bindparam("its_facts")).label("is_current")
-        query = query.add_columns(c.first_claim, c.earlier, c.run, current)
-        query = query.where(c.source == self._desk.source.name)
         # What this very run started, in a transaction whose answer was lost, is still its own.
         ours = (c.run == bindparam("its_run")) & c.finished_at.is_(None)
-        return query.where(self._desk.dialect.given(c.id, "its_ids"), or_(self._may_start(), ours))
+        return select(*self._head(), c.run).where(self._these(), or_(self._may_start(), ours))
 
     def _mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
         statement = self._desk.once("mark", self._make_mark)
-        lease = self._hold.lease if self._hold else None
-        values = {"its_run": self.run, "its_worker": self._worker, "its_lease": lease, "its_ids": claim_ids}
-        return connection.execute(statement, values).rowcount
+        return connection.execute(statement, self._given(claim_ids)).rowcount
 
     def _make_mark(self) -> Any:
-        ids = self._desk.dialect.given(self._attempts.c.id, "its_ids")
         given: dict[str, Any] = {name: bindparam(f"its_{name}") for name in ("run", "worker", "lease")}
-        return update(self._attempts).where(ids, self._may_start()).values(started_at=Now(), due_at=None, **given)
+        statement = update(self._attempts).where(self._these(), self._may_start())
+        return statement.values(started_at=Now(), due_at=None, **given)
+
+    def _make_begin(self) -> Any:
+        return self._make_mark().returning(*self._head(), null())
 
     def _lock_rows(
         self, connection: Connection, keys: dict[str, Key], columns: Sequence[str]
@@ -346,7 +366,7 @@ def _by_key(heads: Sequence[Any], run: str) -> tuple[dict[str, Claim], set[str],
     """Claims by row_key; which are this run's already; and whose rows may stand as begun."""
     claims: dict[str, Claim] = {}
     ours_already, again = set[str](), set[str]()
-    for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, its_run, _ in heads:
+    for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, _, its_run in heads:
         key = decode_key(row_key)
         claims[row_key] = Claim(claim_id, key, rq_id, attempt, failures, tries, interruptions or 0, first, earlier or 0)
         if its_run == run:
