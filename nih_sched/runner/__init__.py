@@ -28,7 +28,7 @@ from nih_sched.runner.perform import INTERRUPT, alarms, install_interrupts, inte
 from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
 from nih_sched.runner.traces import Growth, Traces
 from nih_sched.store import Attempts, Desk, Hold, Retries
-from nih_sched.store.attempts import LeaseLost, StaleDesk
+from nih_sched.store.records import LeaseLost, StaleDesk
 
 __all__ = [
     "INTERRUPT",

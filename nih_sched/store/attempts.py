@@ -6,30 +6,21 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, null, or_, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql import ColumnElement
 
 from nih_sched import telemetry
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import reason
-from nih_sched.model import Claim, Ended, Fate, Key, Outcome, StartedRow, State, Word, decode_key, encode_key, show_key
+from nih_sched.model import Claim, Ended, Fate, Key, Outcome, StartedRow, State, Word, encode_key, show_key
 from nih_sched.store.desk import FOREVER, Desk
 from nih_sched.store.finishes import Finishes
 from nih_sched.store.leases import Hold
-from nih_sched.store.running import claim_of
+from nih_sched.store.records import Records
 
 Values = dict[str, tuple[dict[str, Any], str | None]]  # by row_key: the values, or why they can't be read
 
 BUSY_WAIT = 1.0  # seconds until a row that its owner has locked is tried again
-
-
-class LeaseLost(Exception):
-    """Others take this horse for dead: it may begin nothing."""
-
-
-class StaleDesk(Exception):
-    """Since this desk was made its source's producer has written other facts down, other words perhaps."""
 
 
 class _Raced(Exception):
@@ -55,8 +46,7 @@ class Attempts:
         self.run = run
         self._worker = worker[:190]
         self._finishes = Finishes(desk, run, worker)
-        self._hold = hold
-        self._is_current = False  # whether the desk's facts have been held against what is written down
+        self._records = Records(desk, run, self._worker, hold)
         self._attempts = desk.ledger.attempts
 
     def start(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
@@ -87,11 +77,12 @@ class Attempts:
 
     def _start_refused(self, connection: Connection, claim_id: int, why: str) -> list[StartedRow]:
         # The attempt begins in the ledger alone, so that it can fail there, be counted, and end.
-        head = self._heads(connection, [claim_id])
-        if not head or (head[0].run != self.run and not self._mark(connection, [claim_id])):
+        claims, ours_already, _ = self._records.find(connection, [claim_id])
+        if not claims or (not ours_already and not self._records.mark(connection, [claim_id])):
             return []
-        self._renew_lease(connection)
-        return [StartedRow(claim_of(head[0]), {}, refused=f"the database refused to start the row: {why}")]
+        (claim,) = claims.values()
+        self._records.renew_lease(connection)
+        return [StartedRow(claim, {}, refused=f"the database refused to start the row: {why}")]
 
     def _start_at_once(
         self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]
@@ -104,9 +95,7 @@ class Attempts:
         desk, rows = self._desk, self._desk.rows
         queued, started = rows.words[State.QUEUED], rows.words[State.STARTED]
         # Ledger before rows, as nobody else: who holds a row that we wait for, and waits for us, sees us give up first.
-        marked = connection.execute(desk.once("begin", self._make_begin), self._given(claim_ids) | self._known).all()
-        self._check_current(marked)
-        claims, _, begun = _by_key(marked, self.run)
+        claims, _, begun = self._records.begin(connection, claim_ids)
         if begun or len(claims) < len(claim_ids):
             raise _NotAtOnce
         statement = desk.once(
@@ -127,12 +116,12 @@ class Attempts:
         values = {encode_key(row[:width]): dict(zip(columns, row[width:], strict=True)) for row in found}
         if values.keys() != claims.keys() or len(found) != len(claims):
             raise _NotAtOnce
-        self._renew_lease(connection)
+        self._records.renew_lease(connection)
         return [StartedRow(claim, values[k]) for k, claim in claims.items()]
 
     def _start(self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
         rows = self._desk.rows
-        claims, ours_already, begun = _by_key(self._heads(connection, claim_ids), self.run)
+        claims, ours_already, begun = self._records.find(connection, claim_ids)
         if not claims:
             return []
         found, busy, values = self._lock_rows(connection, {k: claim.key for k, claim in claims.items()}, columns)
@@ -146,10 +135,8 @@ class Attempts:
         if not startable:
             return []
         fresh = [claims[k].id for k in startable if k not in ours_already]
-        if fresh:
-            marked = self._mark(connection, fresh)
-            if marked != len(fresh):
-                raise _Raced
+        if fresh and self._records.mark(connection, fresh) != len(fresh):
+            raise _Raced
         started = rows.words[State.STARTED]
         # A write that changes nothing would still fire the user's triggers.
         unchanged = {word for word in set(found.values()) if _same(word, started)}
@@ -162,7 +149,7 @@ class Attempts:
                 values[k][0][rows.status.name] = started
         if values is None or resumed:
             values = self._read(connection, [claims[k].key for k in startable], columns)
-        self._renew_lease(connection)
+        self._records.renew_lease(connection)
         gone: tuple[dict[str, Any], str] = {}, "its owner has deleted the row"  # only one that was resumed can be
         return [StartedRow(claims[k], *values.get(k, gone)) for k in startable]
 
@@ -174,82 +161,6 @@ class Attempts:
         fit_again = fit | {word for word in set(found.values()) if _is_one(word, again)}
         nothing = object()
         return [k for k in claims if k in resumed or found.get(k, nothing) in (fit_again if k in begun else fit)]
-
-    def _renew_lease(self, connection: Connection) -> None:
-        # Last of all: the keeper mustn't wait for a lock that we hold while we wait for a row.
-        hold = self._hold
-        if hold is None:
-            return
-        statement = self._desk.once("renew", self._make_renew)
-        values = {"its_lease": hold.lease, "its_horse": hold.horse, "its_born": hold.horse_born}
-        if not connection.execute(statement, values | {"its_seconds": hold.seconds}).rowcount:
-            raise LeaseLost
-
-    def _make_renew(self) -> Any:
-        leases = self._desk.ledger.leases
-        statement = update(leases).where(leases.c.id == bindparam("its_lease"), leases.c.died.is_(None))
-        return statement.values(
-            beat=leases.c.beat + 1,
-            horse=bindparam("its_horse"),
-            horse_born=bindparam("its_born"),
-            lease_until=After(bindparam("its_seconds", type_=Float())),
-        )
-
-    def _may_start(self) -> Any:
-        c = self._attempts.c
-        return c.open_key.is_not(None) & c.started_at.is_(None) & or_(c.due_at.is_(None), c.due_at <= Now())
-
-    def _heads(self, connection: Connection, claim_ids: Sequence[int]) -> Sequence[Any]:
-        query = self._desk.once("heads", self._make_heads)
-        heads = connection.execute(query, self._given(claim_ids) | self._known).all()
-        self._check_current(heads)
-        return heads
-
-    def _given(self, claim_ids: Sequence[int]) -> dict[str, Any]:
-        lease = self._hold.lease if self._hold else None
-        ours = {"its_run": self.run, "its_worker": self._worker, "its_lease": lease}
-        return ours | {"its_ids": claim_ids}
-
-    @property
-    def _known(self) -> dict[str, Any]:
-        return {"its_facts": self._desk.facts}
-
-    def _check_current(self, heads: Sequence[Any]) -> None:
-        if heads and self._desk.facts and not self._is_current:
-            if not heads[0].is_current:
-                raise StaleDesk
-            self._is_current = True  # a job goes on by the words by which it began
-
-    def _head(self) -> list[Any]:
-        """What _by_key() needs of a record; the last column: whether this desk's facts are what is written down."""
-        c, sources = self._attempts.c, self._desk.ledger.sources
-        facts = select(sources.c.facts).where(sources.c.name == self._desk.source.name).scalar_subquery()
-        current = (facts == bindparam("its_facts")).label("is_current")
-        claim = [c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.interruptions, c.first_claim, c.earlier]
-        return [*claim, current]
-
-    def _these(self) -> ColumnElement[bool]:
-        # A job names source and claims: that they belong together is known here alone.
-        ids = self._desk.dialect.given(self._attempts.c.id, "its_ids")
-        return ids & (self._attempts.c.source == self._desk.source.name)
-
-    def _make_heads(self) -> Any:
-        c = self._attempts.c
-        # What this very run started, in a transaction whose answer was lost, is still its own.
-        ours = (c.run == bindparam("its_run")) & c.finished_at.is_(None)
-        return select(*self._head(), c.run).where(self._these(), or_(self._may_start(), ours))
-
-    def _mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
-        statement = self._desk.once("mark", self._make_mark)
-        return connection.execute(statement, self._given(claim_ids)).rowcount
-
-    def _make_mark(self) -> Any:
-        given: dict[str, Any] = {name: bindparam(f"its_{name}") for name in ("run", "worker", "lease")}
-        statement = update(self._attempts).where(self._these(), self._may_start())
-        return statement.values(started_at=Now(), due_at=None, **given)
-
-    def _make_begin(self) -> Any:
-        return self._make_mark().returning(*self._head(), null())
 
     def _lock_rows(
         self, connection: Connection, keys: dict[str, Key], columns: Sequence[str]
@@ -290,7 +201,7 @@ class Attempts:
     def _put_off(self, connection: Connection, claim_ids: Sequence[int]) -> None:
         # A worker must not wait for an owner's transaction: the rows behind would wait with it.
         if claim_ids:
-            statement = update(self._attempts).where(self._attempts.c.id.in_(claim_ids), self._may_start())
+            statement = update(self._attempts).where(self._attempts.c.id.in_(claim_ids), self._records.may_start)
             connection.execute(statement.values(due_at=After(BUSY_WAIT), sent_at=None))
 
     def _expected(self, *, again: bool) -> set[Word]:
@@ -360,20 +271,6 @@ class Attempts:
     def finish(self, ended: Sequence[Ended], *, patience: float = FOREVER) -> list[Fate | None]:
         """Write how attempts ended, as Finishes does."""
         return self._finishes.write(ended, patience=patience)
-
-
-def _by_key(heads: Sequence[Any], run: str) -> tuple[dict[str, Claim], set[str], set[str]]:
-    """Claims by row_key; which are this run's already; and whose rows may stand as begun."""
-    claims: dict[str, Claim] = {}
-    ours_already, again = set[str](), set[str]()
-    for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, _, its_run in heads:
-        key = decode_key(row_key)
-        claims[row_key] = Claim(claim_id, key, rq_id, attempt, failures, tries, interruptions or 0, first, earlier or 0)
-        if its_run == run:
-            ours_already.add(row_key)
-        elif attempt > 1:  # before a retry the row is still Started where the database refused to set it back
-            again.add(row_key)
-    return claims, ours_already, ours_already | again
 
 
 def _same(found: Any, word: Word) -> bool:

@@ -25,7 +25,7 @@ from conformance.places import (
 from nih_sched.dialects import Now
 from nih_sched.model import Claim, Fate, Outcome, State, open_key
 from nih_sched.store import Desk, Lease, Looks, Retries
-from nih_sched.store.attempts import LeaseLost
+from nih_sched.store.records import LeaseLost
 from nih_sched.store.running import orphaned
 
 

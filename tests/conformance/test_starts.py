@@ -12,7 +12,7 @@ from sqlalchemy import select, text
 from conformance.places import Events, Place, all_due, claim, finish, instants, next_attempt, only, start
 from nih_sched.model import Fate, Outcome, State
 from nih_sched.store import Attempts, Claims, Desk, Looks, Retries, source_desk
-from nih_sched.store.attempts import StaleDesk
+from nih_sched.store.records import StaleDesk
 
 
 def test_a_start_marks_row_and_ledger_and_gives_the_columns_asked_for(place: Place) -> None:

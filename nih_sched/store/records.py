@@ -1,0 +1,141 @@
+"""The ledger's records of the claims that one run begins: which may, and that they have, under which lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Float, bindparam, null, or_, select, update
+from sqlalchemy.sql import ColumnElement
+
+from nih_sched.dialects import After, Now
+from nih_sched.model import Claim, decode_key
+from nih_sched.store.desk import Desk
+from nih_sched.store.leases import Hold
+
+Found = tuple[dict[str, Claim], set[str], set[str]]  # claims by row_key; this run's already; whose rows may be begun
+
+
+class LeaseLost(Exception):
+    """Others take this horse for dead: it may begin nothing."""
+
+
+class StaleDesk(Exception):
+    """Since this desk was made its source's producer has written other facts down, other words perhaps."""
+
+
+class Records:
+    """Their statements, each made once for a source.
+
+    Args:
+        desk: the source's.
+        run: made up for this start; it guards what it begins.
+        worker: who begins them.
+        hold: the horse's on its lease, if it has one.
+    """
+
+    def __init__(self, desk: Desk, run: str, worker: str, hold: Hold | None) -> None:
+        self._desk = desk
+        self._attempts = desk.ledger.attempts
+        self._hold = hold
+        lease = hold.lease if hold else None
+        self._ours = {"its_run": run, "its_worker": worker, "its_lease": lease}
+        self._run = run
+        self._is_current = False  # whether the desk's facts have been held against what is written down
+
+    @property
+    def may_start(self) -> ColumnElement[bool]:
+        """Of a record: its attempt hasn't begun, and needn't wait."""
+        c = self._attempts.c
+        return c.open_key.is_not(None) & c.started_at.is_(None) & or_(c.due_at.is_(None), c.due_at <= Now())
+
+    def find(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
+        """Those of these claims that may start, or that this run has started.
+
+        Raises:
+            StaleDesk: at the run's first start.
+        """
+        query = self._desk.once("heads", self._make_find)
+        return self._by_key(connection.execute(query, self._given(claim_ids, known=True)).all())
+
+    def begin(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
+        """Mark those that may start as begun, and return them; for databases whose UPDATE can return.
+
+        Raises:
+            StaleDesk: at the run's first start; what was written is to be rolled back.
+        """
+        statement = self._desk.once("begin", lambda: self._make_mark().returning(*self._head(), null()))
+        return self._by_key(connection.execute(statement, self._given(claim_ids, known=True)).all())
+
+    def mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
+        """Mark claims as begun; return of how many that could be done."""
+        statement = self._desk.once("mark", self._make_mark)
+        return connection.execute(statement, self._given(claim_ids)).rowcount
+
+    def renew_lease(self, connection: Connection) -> None:
+        """Last of all: the keeper mustn't wait for a lock that we hold while we wait for a row.
+
+        Raises:
+            LeaseLost: others have declared it dead.
+        """
+        hold = self._hold
+        if hold is None:
+            return
+        statement = self._desk.once("renew", self._make_renew)
+        values = {"its_lease": hold.lease, "its_horse": hold.horse, "its_born": hold.horse_born}
+        if not connection.execute(statement, values | {"its_seconds": hold.seconds}).rowcount:
+            raise LeaseLost
+
+    def _make_renew(self) -> Any:
+        leases = self._desk.ledger.leases
+        statement = update(leases).where(leases.c.id == bindparam("its_lease"), leases.c.died.is_(None))
+        return statement.values(
+            beat=leases.c.beat + 1,
+            horse=bindparam("its_horse"),
+            horse_born=bindparam("its_born"),
+            lease_until=After(bindparam("its_seconds", type_=Float())),
+        )
+
+    def _given(self, claim_ids: Sequence[int], *, known: bool = False) -> dict[str, Any]:
+        facts = {"its_facts": self._desk.facts} if known else {}
+        return {**self._ours, "its_ids": claim_ids, **facts}
+
+    def _head(self) -> list[Any]:
+        """What _by_key() needs of a record; the last column: whether this desk's facts are what is written down."""
+        c, sources = self._attempts.c, self._desk.ledger.sources
+        facts = select(sources.c.facts).where(sources.c.name == self._desk.source.name).scalar_subquery()
+        current = (facts == bindparam("its_facts")).label("is_current")
+        claim = [c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.interruptions, c.first_claim, c.earlier]
+        return [*claim, current]
+
+    def _these(self) -> ColumnElement[bool]:
+        # A job names source and claims: that they belong together is known here alone.
+        ids = self._desk.dialect.given(self._attempts.c.id, "its_ids")
+        return ids & (self._attempts.c.source == self._desk.source.name)
+
+    def _make_find(self) -> Any:
+        c = self._attempts.c
+        # What this very run started, in a transaction whose answer was lost, is still its own.
+        ours = (c.run == bindparam("its_run")) & c.finished_at.is_(None)
+        return select(*self._head(), c.run).where(self._these(), or_(self.may_start, ours))
+
+    def _make_mark(self) -> Any:
+        given: dict[str, Any] = {name: bindparam(f"its_{name}") for name in ("run", "worker", "lease")}
+        statement = update(self._attempts).where(self._these(), self.may_start)
+        return statement.values(started_at=Now(), due_at=None, **given)
+
+    def _by_key(self, heads: Sequence[Any]) -> Found:
+        if heads and self._desk.facts and not self._is_current:
+            if not heads[0].is_current:
+                raise StaleDesk
+            self._is_current = True  # a job goes on by the words by which it began
+        claims: dict[str, Claim] = {}
+        ours_already, again = set[str](), set[str]()
+        for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, _, its_run in heads:
+            key, times = decode_key(row_key), interruptions or 0
+            claims[row_key] = Claim(claim_id, key, rq_id, attempt, failures, tries, times, first, earlier or 0)
+            if its_run == self._run:
+                ours_already.add(row_key)
+            elif attempt > 1:  # before a retry the row is still Started where the database refused to set it back
+                again.add(row_key)
+        return claims, ours_already, ours_already | again
