@@ -94,7 +94,7 @@ class Producer:
         if self._left is not None:
             room = min(room, self._left)
         claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
-        full = claimed == room and size > 1
+        full = claimed == room and size > 1 and not self._settings.batch_size
         self._behind = self.looks.ready_up_to(2 * workers * self._batches.size) if full else 0
         sent = self._send_due()  # after: what has waited for seconds can wait for a claim, a new row shouldn't
         self._batches.look()

@@ -16,7 +16,7 @@ from nih_sched.runner.hand import Hand
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk, Retries
 
-GROUP, BULK = 0.03, 200  # seconds after which a horse writes so many outcomes itself: for its worker they cost more
+GROUP, BULK = 0.03, 5000  # seconds after which a horse writes so many bytes itself: 200 rows, too many for its worker
 SLACK = 0.1  # seconds after which a horse writes an outcome itself; its worker should have done so long since
 HEAVY = 500_000  # bytes of outcomes that are written at once: databases have a limit for one statement
 MANY = 10  # rows in one job from which on they are told of together, not each with a line of its own
@@ -61,7 +61,7 @@ class Outcomes:
         if now - self._since >= self._slack and (written := self._hand.written) > self._written:
             self._since, self._written = now, written  # the worker is at it
         waited = now - self._since
-        if waited >= self._slack or told > HEAVY or (waited >= GROUP and len(self._pending) >= BULK):
+        if waited >= self._slack or told > HEAVY or (waited >= GROUP and told - self._hand.written >= BULK):
             self.write()
 
     def write(self) -> None:

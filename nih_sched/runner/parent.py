@@ -84,6 +84,8 @@ class Steward:
 
     def _write(self, desk: Desk) -> None:
         with self._hand.writing(BRIEFLY) as had:
+            if not had:  # its horse writes, or waits for the database
+                self._not_before = clock.monotonic() + LONG
             texts = self._hand.unwritten() if had else []
             if not texts:
                 return
