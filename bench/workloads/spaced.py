@@ -14,8 +14,8 @@ LENGTHS = (0, 1, 5, 50, 500)  # ms, of `mixed`
 SEED = 11
 _HOW = (
     "Counted from the first handler's start to the last one's end. Ideal: the sum of the rows' lengths, shared by the "
-    "workers without a gap. Inside: the time that handlers really took, as a part of the workers' time; a sleep is "
-    "always a little longer than it was asked to be."
+    "workers without a gap. Inside: the time that handlers really took, as a part of the workers' time; on a busy "
+    "core a row takes a little longer than it says."
 )
 
 
