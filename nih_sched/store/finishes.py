@@ -74,7 +74,7 @@ class Finishes:
             End(
                 one.claim.id,
                 one.seconds,
-                0.0 if one.at is None or one.at > now else now - one.at,
+                _age(one, now) or 0.0,
                 None if one.result is None else clean_text(one.result),
             )
             for one in ended
@@ -149,9 +149,10 @@ class Finishes:
         told = {"open_key": None, "kept_key": kept_key, **self._told(ended, fate)}
         values = {f"new_{name}": value for name, value in told.items()}
         values |= {"its_id": ended.claim.id, "its_run": self._run}
-        if ended.at is not None:
-            values |= {"its_age": max(0.0, clock.boot() - ended.at), "its_seconds": ended.seconds}
-        timed = ended.at is not None
+        age = _age(ended, clock.boot())
+        timed = age is not None
+        if timed:
+            values |= {"its_age": age, "its_seconds": ended.seconds}
         statement = self._desk.once(f"close {timed}", lambda: self._make_close(list(told), timed=timed))
         return bool(connection.execute(statement, values).rowcount)
 
@@ -184,7 +185,7 @@ class Finishes:
             return False
         past = {name: value for name, value in head.items() if name != "id"}
         past |= {"of_claim": head["id"], "open_key": None, **self._told(ended, fate)}
-        age = None if ended.at is None else max(0.0, clock.boot() - ended.at)
+        age = _age(ended, clock.boot())
         times = _ended_now() if age is None else _times(age, ended.seconds)
         connection.execute(insert(attempts).values({**past, **times}))
         connection.execute(
@@ -209,6 +210,11 @@ class Finishes:
         c = self._attempts.c
         ours = self._run_of(claim_id) & c.finished_at.is_not(None) & (c.ended_by == self._worker)
         return connection.execute(select(c.id).where(ours)).first() is not None
+
+
+def _age(ended: Ended, now: float) -> float | None:
+    """Seconds since it ended, by the boot clock; None where nobody knows."""
+    return None if ended.at is None else max(0.0, now - ended.at)
 
 
 def _times(age: Any, seconds: Any) -> dict[str, Any]:

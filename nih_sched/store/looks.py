@@ -35,34 +35,37 @@ class Looks:
         self._desk = desk
         self._attempts = desk.ledger.attempts
 
+    @property
+    def _ready(self) -> ColumnElement[bool]:
+        rows = self._desk.rows
+        ready: ColumnElement[bool] = claimable(
+            self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions
+        )
+        return ready
+
     def now(self) -> datetime:
         """The database's clock."""
         return self._desk.read(_instant)
 
     def ready(self) -> int:
         """How many ready rows are ours."""
-        rows = self._desk.rows
-        ready = claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
-        query = select(func.count()).select_from(rows.table).where(ready)
+        query = select(func.count()).select_from(self._desk.rows.table).where(self._ready)
         return int(self._desk.read(lambda c: c.execute(query).scalar_one()))
 
     def ready_up_to(self, limit: int) -> int:
         """How many rows are ready, counted to `limit` at most."""
-        rows = self._desk.rows
-        ready = claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
-        some = select(rows.keys[0]).where(ready).limit(bindparam("ready_limit", limit)).subquery()
+        some = select(self._desk.rows.keys[0]).where(self._ready).limit(bindparam("ready_limit", limit)).subquery()
         return int(self._desk.read(lambda c: c.execute(select(func.count()).select_from(some)).scalar_one()))
 
     def around(self, *, rows: bool) -> Seen:
         """What there is to do, in one statement; with `rows`, the table is looked at too, and not the ledger alone."""
         desk, attempts = self._desk, self._attempts
         c = attempts.c
-        ready = claimable(desk.dialect, desk.rows.status, desk.rows.words[State.READY], desk.rows.conditions)
         ours = (c.source == desk.source.name) & (c.open_key > "")  # not NULL, said so that SQLite uses the index
         moving = select(c.id).where(ours, or_(c.started_at.is_not(None), sent(attempts)))
         next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name))
         query = select(
-            _is_any(select(desk.rows.keys[0]).where(ready)) if rows else literal(0),
+            _is_any(select(desk.rows.keys[0]).where(self._ready)) if rows else literal(0),
             _is_any(moving),
             next_due.scalar_subquery(),
             Now(),
