@@ -53,6 +53,8 @@ class Finishes:
                 raise
             if len(ended) > 1:
                 return [fate for one in ended for fate in self.write([one], patience=patience)]
+            if self._attempts.name in (error.statement or "") and self._desk.dialect.is_refusal(error):
+                raise  # without the row's new state, too, it may be accepted by now: but the row has done nothing wrong
             if not self._desk.dialect.is_refusal(error) and not again:
                 # User code may have broken our connection: what a new one says, counts.
                 self._desk.dialect.forget_connections(self._desk.engine)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from conformance.places import Events, Place, claim, finish, next_attempt, run_once, snapshot, start
@@ -228,6 +229,24 @@ def test_a_refused_row_keeps_its_outcome_and_harms_no_other(place: Place, how: s
     assert "SELECT" not in refused[0]["reason"].upper().replace("SELECT RAISE", "")
     before = snapshot(place)
     assert finish(desk, claims, result="kept") == fates
+    assert snapshot(place) == before
+
+
+def test_what_the_ledger_refuses_isnt_taken_for_the_rows_refusal(place: Place, events: Events) -> None:
+    # Else the outcome would be written without the row's state, should the ledger take it a moment later.
+    place.jobs("Pending")
+    desk = place.desk()
+    (one,) = claim(desk)
+    start(desk, one)
+    trigger = REFUSALS["trigger"][place.name]  # type: ignore[call-overload]
+    condition = ("NEW.id = 2 AND NEW.state = 'Done'", "NEW.outcome IS NOT NULL")
+    place.run(trigger.replace(*condition).replace(" ON jobs ", " ON nih_sched_attempts "))
+    if place.name == "postgresql":
+        place.run("CREATE TRIGGER t BEFORE UPDATE ON nih_sched_attempts FOR EACH ROW EXECUTE FUNCTION f()")
+    before = snapshot(place)
+    with pytest.raises(DBAPIError, match="not this one"):
+        finish(desk, one)
+    assert "state_refused" not in [name for name, _ in events]
     assert snapshot(place) == before
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import servers
 from conftest import make_work
-from servers import Database, eventually, spawn_scheduler
+from servers import Database, Spawned, eventually, spawn_scheduler
+
+
+def told(process: Spawned, what: str) -> int:
+    return process.output.count(f"Redis {what}")
 
 
 def test_redis_restarted_empty(sqlite_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +28,8 @@ def test_redis_restarted_empty(sqlite_db: Database, tmp_path: Path, monkeypatch:
             work.insert(3, 4)
             redis.revive()
             eventually(lambda: work.states() == {"Done": 4}, timeout=40)
-            assert process.output.count("Redis reachable again") == process.output.count("Redis unreachable") <= 3
+            eventually(lambda: told(process, "reachable again") == told(process, "unreachable"))
+            assert told(process, "unreachable") <= 3
             process.terminate()
             assert process.wait(20) == 0
             assert "Traceback" not in process.output
