@@ -1,7 +1,7 @@
 """Our own tables, beside the user's: their shape, their making, their version."""
 
 from nih_sched.ledger.making import SCHEMA_VERSION, check_made, ddl, drop, ensure, exists, identity, version
-from nih_sched.ledger.shape import Ledger, tables
+from nih_sched.ledger.shape import Ledger, of_row, tables
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -12,6 +12,7 @@ __all__ = [
     "ensure",
     "exists",
     "identity",
+    "of_row",
     "tables",
     "version",
 ]

@@ -15,7 +15,7 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import BadLedger, DatabaseRefused, NewerLedger, OlderLedger
 from nih_sched.ledger.shape import Ledger
 
-SCHEMA_VERSION = 2  # grows by one whenever tables or columns are added; nothing is ever taken away
+SCHEMA_VERSION = 3  # grows by one whenever tables or columns are added; nothing is ever taken away
 TURNS = 10  # tries to make or upgrade our tables, beside others who do the same
 
 

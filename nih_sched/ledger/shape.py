@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import (
     BigInteger,
@@ -18,8 +18,14 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
+    literal_column,
 )
 from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
 
 _ID = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself there
 _INSTANT = (
@@ -33,6 +39,40 @@ _ENGINE: dict[str, Any] = {
 }
 
 
+KEY_START = 100  # characters of a row_key by which its records are found: an index can't take a text of any length
+
+
+class _KeyStart(ColumnElement[str]):
+    """The start of a text column, in an index."""
+
+    inherit_cache = True
+    _traverse_internals: ClassVar[Any] = [("column", InternalTraversal.dp_clauseelement)]  # type: ignore[misc]
+
+    def __init__(self, column: Column[Any]) -> None:
+        self.column = column
+
+
+@compiles(_KeyStart)
+def _whole(element: _KeyStart, compiler: SQLCompiler, **options: Any) -> str:
+    return str(compiler.process(element.column, **options))
+
+
+@compiles(_KeyStart, "postgresql")
+def _start(element: _KeyStart, compiler: SQLCompiler, **options: Any) -> str:
+    return f"substr({compiler.process(element.column, **options)}, 1, {KEY_START})"
+
+
+@compiles(_KeyStart, "mysql", "mariadb")
+def _prefix(element: _KeyStart, compiler: SQLCompiler, **options: Any) -> str:
+    return f"{compiler.process(element.column, **options)}({KEY_START})"
+
+
+def of_row(attempts: Table, row_key: str) -> ColumnElement[bool]:
+    """The records of one row, found by the index on them."""
+    start = func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
+    return (start == row_key[:KEY_START]) & (attempts.c.row_key == row_key)
+
+
 @dataclass(frozen=True)
 class Ledger:
     """Our tables in one schema.
@@ -42,6 +82,8 @@ class Ledger:
     names the claim) and the claim's record goes on. So every hot statement finds its record by primary key.
 
     leases holds one record for each worker: until when it and its horse are presumed alive, and of what they died.
+
+    counts holds what happened in each minute: how many rows were claimed, done, failed, ..., for charts and metrics.
     """
 
     metadata: MetaData
@@ -49,6 +91,7 @@ class Ledger:
     sources: Table
     attempts: Table
     leases: Table
+    counts: Table
 
 
 def tables(schema: str | None = None) -> Ledger:
@@ -69,6 +112,10 @@ def tables(schema: str | None = None) -> Ledger:
         Column("updated_at", _INSTANT, nullable=False),
         Column("leader", String(400)),  # the producer that rescues, and until when it is presumed to
         Column("leader_until", _INSTANT),
+        Column("paused_at", _INSTANT),  # no row of it starts anywhere until that is NULL again
+        Column("paused_by", String(190)),
+        Column("pause_reason", _LONG),
+        Column("redis_lost_at", _INSTANT),  # since when its leader has found Redis away
         **_ENGINE,
     )
     leases = Table(
@@ -123,6 +170,10 @@ def tables(schema: str | None = None) -> Ledger:
         # The row's open_key once more, on an ended claim that the row's next one must know of: it was interrupted, or
         # the database refused the row its state.
         Column("kept_key", String(40)),
+        Column("error", String(190)),  # kind and place, by which failures are grouped
+        Column("output", _LONG),  # the last lines that the handler wrote
+        Column("cpu_seconds", Float),
+        Column("peak_memory", BigInteger),  # bytes
         # Part of the table, not an index beside it: the table must never stand there without, not even half made.
         UniqueConstraint("open_key", name="nih_sched_attempts_open"),
         # Each record is updated twice: room for that on its page spares the indexes the first one.
@@ -140,4 +191,14 @@ def tables(schema: str | None = None) -> Ledger:
     )
     kept = attempts.c.kept_key
     Index("nih_sched_attempts_kept", kept, postgresql_where=kept.is_not(None), sqlite_where=kept.is_not(None))
-    return Ledger(metadata, meta, sources, attempts, leases)
+    Index("nih_sched_attempts_row", _KeyStart(attempts.c.row_key))
+    counts = Table(
+        "nih_sched_counts",
+        metadata,
+        Column("source", String(190), primary_key=True),
+        Column("minute", BigInteger, primary_key=True),  # since 1970, UTC; 0: all that has been folded together
+        Column("name", String(64), primary_key=True),
+        Column("value", Float, nullable=False),
+        **_ENGINE,
+    )
+    return Ledger(metadata, meta, sources, attempts, leases, counts)

@@ -6,13 +6,13 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select
 
 from conformance.places import Place, claim, fenced, finish, ready, run_once, shape, start
 from nih_sched import ledger
 from nih_sched.dialects import connect
 from nih_sched.errors import BadLedger, NewerLedger, NihError
-from nih_sched.model import Fate, Outcome, State
+from nih_sched.model import Fate, Outcome, State, encode_key
 from nih_sched.settings import Settings
 from nih_sched.store import Looks, open_desk
 from nih_sched.store.rows import give_all_back
@@ -184,3 +184,18 @@ def test_uninstalling_works_after_a_table_is_gone(place: Place) -> None:
     count, sources = give_all_back(desk.engine, desk.ledger)
     assert (count, set(sources)) == (1, {desk.source.name, other.source.name})
     assert place.run("SELECT state FROM mails") == [("Pending",)]
+
+
+def test_a_key_longer_than_an_index_takes_is_claimed_and_found(place: Place) -> None:
+    # As JSON it has six characters for each of these: PostgreSQL refuses such an entry.
+    keys = ["".join(chr(0x4E00 + n * step % 20000) for n in range(650)) for step in (7, 11)]
+    place.run("CREATE TABLE jobs (id varchar(700) PRIMARY KEY, state varchar(20))")
+    for key in keys:
+        place.run(f"INSERT INTO jobs VALUES ('{key}', 'Pending')")
+    desk = place.desk()
+    claims = claim(desk)
+    assert sorted(one.key[0] for one in claims) == sorted(keys)
+    attempts = desk.ledger.attempts
+    for one in claims:
+        query = select(attempts.c.id).where(ledger.of_row(attempts, encode_key(one.key)))
+        assert desk.read(lambda c, query=query: c.execute(query).scalars().all()) == [one.id]

@@ -132,6 +132,7 @@ def test_our_tables_in_a_schema_of_their_own(postgresql_db, redis_url, tmp_path,
         "nih_sched_meta",
         "nih_sched_sources",
         "nih_sched_attempts",
+        "nih_sched_counts",
         "nih_sched_leases",
     }
     engine.dispose()
