@@ -106,6 +106,18 @@ class UnusableKey(UsageError):
     """Column(s) {columns} can't be the key of {table}: {reason}"""
 
 
+class CantCancel(UsageError):
+    """The cancelled word {word!r} is also that of a {state} row, so it can cancel none. Set --cancelled-val."""
+
+
+class NoSuchSource(UsageError):
+    """There is no source {source}.{hint}"""
+
+
+class ChunkRefused(NihError):
+    """The database refused to change a chunk of {count} rows, {done} rows were changed before: {reason}"""
+
+
 class EmbeddedRedisFailed(NihError):
     """The embedded Redis couldn't be started: {reason} Set REDIS_URL to a Redis server of your own."""
 

@@ -22,6 +22,7 @@ from nih_sched.model import Claim, State
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Due, Looks, Retries, Seen
 from nih_sched.store.desk import register
+from nih_sched.store.pauses import Pauses
 from nih_sched.wake import Sign, Wake
 
 COUNT_EVERY = 1.0  # seconds between counts of workers
@@ -35,6 +36,7 @@ DUE_AT_ONCE = 500
 TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
 LATELY = 5.0  # seconds after the last claim's end in which another row is likely
 LEDGER_WAIT = 5.0  # seconds between looks for what other producers and workers have on its way
+PAUSE_EVERY = 1.0  # seconds between looks whether the source is paused
 OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
 
 
@@ -79,6 +81,7 @@ class Producer:
         self._workers, self._next_count = 0, 0.0
         self._put_off = 0  # for so many ticks in a row new rows have been all that we looked after
         self._behind = 0  # ready rows that the last claim left, as far as counted; 0: unknown
+        self._paused, self._next_pause = False, 0.0
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
 
@@ -88,6 +91,8 @@ class Producer:
         Raises:
             ClaimRefused: the database won't have a row in its queued state; nothing was claimed.
         """
+        if (self._paused or not self._next_pause) and self._is_paused():
+            return Tick(0, 0, 1)
         workers = max(self._settings.max_concurrent_jobs, self._workers)
         # While nothing moves, nothing waits: a new row is spared the question.
         size, waiting = self._batches.size, broker.waiting(self._queue) if self._moving or self._away else 0
@@ -104,6 +109,8 @@ class Producer:
             self._put_off += 1
             return Tick(claimed, 0, room)
         self._put_off = 0
+        if self._is_paused():  # after the claim, which a new row waits for: no start heeds it later than the pause
+            return Tick(claimed, 0, 1)
         sent = self._send_due()
         self._count_workers()
         self._batches.look()
@@ -137,7 +144,7 @@ class Producer:
             return self.looks.open_claims(self.name) == 0
         if not self._settings.burst or tick.claimed or tick.sent or tick.room <= 0:
             return False
-        return self.looks.open_claims() == 0 and self.looks.ready() == 0
+        return self.looks.open_claims() == 0 and self.looks.ready_up_to(1) == 0
 
     def ended(self) -> dict[str, int]:
         """How many claims ended since this producer began, by outcome; under --max-rows only its own."""
@@ -145,11 +152,28 @@ class Producer:
 
     def stop(self) -> None:
         """Give back what was claimed and not begun, and take its jobs out of the queue."""
-        void = self._claims.give_back()
+        self._withdraw(self._claims.give_back())
+
+    def _withdraw(self, void: list[str]) -> None:
         if void:
             telemetry.emit("given_back", count=len(void))
             with contextlib.suppress(*broker.OUTAGES):  # left there, the jobs are refused by their tokens
                 broker.patiently(lambda: broker.withdraw(self._queue, void))
+
+    def _is_paused(self) -> bool:
+        """Whether the source is paused; then what anybody has claimed meanwhile is given back."""
+        due = clock.monotonic() >= self._next_pause
+        if due or self._paused:
+            pause = Pauses(self._desk).of(self._desk.source.name)
+            if (pause is not None) != self._paused:
+                by, why = (pause.by, pause.reason or "no reason given") if pause else ("", "")
+                telemetry.emit("heeds_pause" if pause else "goes_on", source=self._desk.source.name, by=by, reason=why)
+            self._paused = pause is not None
+        if due:
+            self._next_pause = clock.monotonic() + PAUSE_EVERY
+            if self._paused:
+                self._withdraw(self._claims.give_back(of_all=True))
+        return self._paused
 
     def loop(self, wake: Wake, rescuer: Rescuer) -> dict[str, int] | None:
         """Tick until told to stop (None) or until the end of --burst or --max-rows (the outcomes' counts).

@@ -19,10 +19,14 @@ from nih_sched.errors import NihError
 # Each command's module and function: imported when it is called, since RQ alone takes a tenth of a second.
 COMMANDS = {
     "add": ("add", "add"),
+    "cancel": ("change", "cancel"),
     "dashboard": ("run", "dashboard"),
     "doctor": ("tables", "doctor"),
     "init": ("tables", "init"),
+    "pause": ("steer", "pause"),
     "producer": ("run", "producer"),
+    "requeue": ("change", "requeue"),
+    "resume": ("steer", "resume"),
     "run": ("run", "run"),
     "source": ("tables", "source"),
     "status": ("tables", "status"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from nih_sched.errors import UsageError
 from nih_sched.settings import Settings, env_names, fields, load, option_name, value_type
 
 FIRST = tuple(name for name, f in fields().items() if f.metadata["group"] == "first")
@@ -26,6 +27,8 @@ TABLE = (
     "states",
     "config",
 )
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Command = Callable[..., Any]
 
@@ -83,6 +86,22 @@ def settings_options(names: Iterable[str]) -> Callable[[Command], Command]:
     return decorate
 
 
+def seconds_of(text: str) -> float:
+    """A length of time as people type it: 90, 90s, 30m, 1.5h, 2d; in seconds.
+
+    Raises:
+        UsageError: it is none.
+    """
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in UNITS else (text, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e10:
+        raise UsageError(reason=f"{text!r} is no length of time: expected 90s, 30m, 1h or 2d, say.")
+    return seconds
+
+
 def _option(name: str) -> Callable[[Command], Command]:
     kind = value_type(name)
     if kind is bool:
@@ -101,5 +120,6 @@ __all__ = [
     "default_text",
     "help_records",
     "help_text",
+    "seconds_of",
     "settings_options",
 ]

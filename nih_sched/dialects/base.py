@@ -94,6 +94,13 @@ class Dialect:
         """The same engine; its connections begin no transaction."""
         return with_option(engine, "isolation_level", "AUTOCOMMIT")
 
+    @contextlib.contextmanager
+    def reading_only(self, engine: Engine) -> Iterator[Connection]:
+        """A connection on which nothing can be written, whatever SQL of the user's runs there."""
+        with engine.connect() as connection:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            yield connection
+
     def read(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction; once more on a new one if that one had died meanwhile."""
         try:

@@ -13,6 +13,7 @@ from nih_sched.dialects.base import Opened, claimable
 from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
 from nih_sched.store.desk import Desk
+from nih_sched.store.pauses import unpaused
 
 CHUNK = 1000  # rows in one statement: below every database's limit of parameters, composite keys included
 
@@ -96,7 +97,8 @@ class Claims:
         return claims, [keys[h] for h in keys if h not in ids]
 
     def _lock_ready(self, held: Sequence[Key] = ()) -> Any:
-        return self._desk.dialect.lock(self.select_ready(CHUNK, held), self._desk.rows.table, skip_locked=True)
+        query = self.select_ready(CHUNK, held).where(unpaused(self._desk.ledger, self._desk.source.name))
+        return self._desk.dialect.lock(query, self._desk.rows.table, skip_locked=True)
 
     def _take_over(
         self, connection: Connection, open_keys: dict[int, str], rq_ids: Callable[[int], Sequence[str]]
@@ -156,9 +158,10 @@ class Claims:
     def take_void(self) -> list[str]:
         """The RQ ids of jobs that carry nothing any more since a claim of ours closed their claims; each told once."""
         void, self._void = self._void, []
-        return self._carrying_nothing(void)
+        return self.carrying_nothing(void)
 
-    def _carrying_nothing(self, rq_ids: Sequence[str]) -> list[str]:
+    def carrying_nothing(self, rq_ids: Sequence[str]) -> list[str]:
+        """Of these RQ ids, those of jobs without an open claim."""
         c = self._desk.ledger.attempts.c
         full = set[str]()
         for first in range(0, len(rq_ids), CHUNK):
@@ -167,8 +170,8 @@ class Claims:
             full |= set(self._desk.read(partial(_column, query)))
         return [rq_id for rq_id in dict.fromkeys(rq_ids) if rq_id not in full]
 
-    def give_back(self, ids: Sequence[int] | None = None) -> list[str]:
-        """Give back what this producer (or anyone, of the claims `ids`) has claimed and no worker has begun.
+    def give_back(self, ids: Sequence[int] | None = None, *, of_all: bool = False) -> list[str]:
+        """Give back what this producer (or anyone, of the claims `ids`, or all) has claimed and no worker has begun.
 
         A first attempt goes back to ready as if it had never been claimed. A claim that has spent tries keeps them: it
         stays open, due at once, for the next scheduler to send.
@@ -179,10 +182,11 @@ class Claims:
         attempts = self._desk.ledger.attempts
         void: list[str] = []
         while True:
-            mine = (
-                attempts.c.claimed_by == self._producer if ids is None else self._desk.among(attempts.c.id, list(ids))
-            )
-            chosen = (attempts.c.source == self._desk.source.name) & mine
+            chosen = attempts.c.source == self._desk.source.name
+            if ids is not None:
+                chosen &= self._desk.among(attempts.c.id, list(ids))
+            elif not of_all:
+                chosen &= attempts.c.claimed_by == self._producer
             query = (
                 select(attempts.c.id, attempts.c.row_key, attempts.c.rq_id)
                 .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
@@ -194,7 +198,7 @@ class Claims:
             if not looked:
                 break
         self._desk.transact(lambda c: self._make_due(c, chosen))
-        return self._carrying_nothing(void)
+        return self.carrying_nothing(void)
 
     def _give_back_chunk(self, connection: Connection, query: Select[Any]) -> tuple[int, list[str]]:
         rows, attempts = self._desk.rows, self._desk.ledger.attempts

@@ -14,6 +14,7 @@ from nih_sched.dialects import Now
 from nih_sched.dialects.base import claimable
 from nih_sched.model import Outcome, State, decode_key, encode_key
 from nih_sched.store.desk import Desk
+from nih_sched.store.pauses import unpaused
 from nih_sched.store.retries import seconds_between, sent, waiting
 
 FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
@@ -21,7 +22,7 @@ FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is to do for a source."""
+    """What there is to do for a source; while it is paused, only what moves is."""
 
     ready: bool  # ready rows
     moving: bool  # claims that are queued or run
@@ -43,6 +44,10 @@ class Looks:
         )
         return ready
 
+    @property
+    def _unpaused(self) -> ColumnElement[bool]:
+        return unpaused(self._desk.ledger, self._desk.source.name)
+
     def now(self) -> datetime:
         """The database's clock."""
         return self._desk.read(_instant)
@@ -53,8 +58,13 @@ class Looks:
         return int(self._desk.read(lambda c: c.execute(query).scalar_one()))
 
     def ready_up_to(self, limit: int) -> int:
-        """How many rows are ready, counted to `limit` at most."""
-        some = select(self._desk.rows.keys[0]).where(self._ready).limit(bindparam("ready_limit", limit)).subquery()
+        """How many rows are ready to be claimed, counted to `limit` at most."""
+        some = (
+            select(self._desk.rows.keys[0])
+            .where(self._ready, self._unpaused)
+            .limit(bindparam("ready_limit", limit))
+            .subquery()
+        )
         return int(self._desk.read(lambda c: c.execute(select(func.count()).select_from(some)).scalar_one()))
 
     def around(self, *, rows: bool) -> Seen:
@@ -63,9 +73,9 @@ class Looks:
         c = attempts.c
         ours = (c.source == desk.source.name) & (c.open_key > "")  # not NULL, said so that SQLite uses the index
         moving = select(c.id).where(ours, or_(c.started_at.is_not(None), sent(attempts)))
-        next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name))
+        next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name), self._unpaused)
         query = select(
-            _is_any(select(desk.rows.keys[0]).where(self._ready)) if rows else literal(0),
+            _is_any(select(desk.rows.keys[0]).where(self._ready, self._unpaused)) if rows else literal(0),
             _is_any(moving),
             next_due.scalar_subquery(),
             Now(),

@@ -12,6 +12,7 @@ from nih_sched.dialects import After, Now
 from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.leases import Hold
+from nih_sched.store.pauses import unpaused
 
 CURRENT = 9  # where _head() says whether the desk's facts are what is written down
 Found = tuple[dict[str, Claim], set[str], set[str]]  # claims by row_key; this run's already; whose rows may be begun
@@ -42,13 +43,15 @@ class Records:
         lease = hold.lease if hold else None
         self._ours = {"its_run": run, "its_worker": worker, "its_lease": lease}
         self._run = run
+        self._unpaused = unpaused(desk.ledger, desk.source.name)
         self._is_current = False  # whether the desk's facts have been held against what is written down
 
     @property
     def may_start(self) -> ColumnElement[bool]:
-        """Of a record: its attempt hasn't begun, and needn't wait."""
+        """Of a record: its attempt hasn't begun, and needn't wait; its source isn't paused."""
         c = self._attempts.c
-        return c.open_key.is_not(None) & c.started_at.is_(None) & or_(c.due_at.is_(None), c.due_at <= Now())
+        waits_for_none = or_(c.due_at.is_(None), c.due_at <= Now())
+        return c.open_key.is_not(None) & c.started_at.is_(None) & waits_for_none & self._unpaused
 
     def find(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
         """Those of these claims that may start, or that this run has started.

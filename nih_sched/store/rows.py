@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -12,9 +13,9 @@ from typing import Any
 from sqlalchemy import Column, Connection, Engine, insert, or_, select, update
 
 from nih_sched.dialects import dialect_of
-from nih_sched.errors import NihError
+from nih_sched.errors import NihError, UsageError
 from nih_sched.ledger import Ledger
-from nih_sched.model import State, decode_key
+from nih_sched.model import Key, State, decode_key
 from nih_sched.store.claims import CHUNK
 from nih_sched.store.desk import source_desk, source_facts
 from nih_sched.table import RowTable
@@ -75,6 +76,32 @@ def parse_value(column: Column[Any], text: str) -> Any:
         return None
     parse: Callable[[str], Any] = _PARSERS.get(kind, str)
     return parse(text)
+
+
+def parse_key(rows: RowTable, text: str) -> Key:
+    """A key as show_key() shows it and a person types it, in the columns' own types.
+
+    Raises:
+        UsageError: it can't be a key of this table.
+    """
+    parts = [text] if len(rows.keys) == 1 else text.split(",")
+    names = ",".join(column.name for column in rows.keys)
+    if len(parts) != len(rows.keys):
+        raise UsageError(reason=f"{text!r} is no key of {rows.name}: expected {names}.")
+    try:
+        return tuple(_parse_part(column, part) for column, part in zip(rows.keys, parts, strict=True))
+    except (ValueError, ArithmeticError) as error:
+        raise UsageError(reason=f"{text!r} is no key of {rows.name} ({names}): {error}") from error
+
+
+def _parse_part(column: Column[Any], text: str) -> Any:
+    try:
+        kind: type = column.type.python_type
+    except NotImplementedError:
+        return text
+    if kind is bytes:
+        return bytes.fromhex(text)
+    return uuid.UUID(text) if kind is uuid.UUID else parse_value(column, text)
 
 
 def running_count(engine: Engine, ledger: Ledger) -> int:
