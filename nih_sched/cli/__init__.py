@@ -21,7 +21,7 @@ COMMANDS = {
     "add": ("add", "add"),
     "cancel": ("change", "cancel"),
     "dashboard": ("run", "dashboard"),
-    "doctor": ("tables", "doctor"),
+    "doctor": ("doctor", "doctor_"),
     "init": ("tables", "init"),
     "pause": ("steer", "pause"),
     "producer": ("run", "producer"),
