@@ -24,7 +24,7 @@ COMMANDS = {
     "cancel": ("change", "cancel"),
     "completion": ("completion", "completion"),
     "dashboard": ("run", "dashboard"),
-    "doctor": ("tables", "doctor"),
+    "doctor": ("doctor", "doctor_"),
     "init": ("tables", "init"),
     "pause": ("steer", "pause"),
     "producer": ("run", "producer"),

@@ -74,6 +74,15 @@ class SQLite(Dialect):
                 else:
                     return
 
+    def oldest(self, engine: Engine) -> tuple[int, ...]:
+        """The first with RETURNING."""
+        return (3, 35)
+
+    def journal_mode(self, engine: Engine) -> str | None:
+        """As the file has it."""
+        with self.reading(engine) as connection:
+            return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
+
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """The write lock is held already."""
         return query
