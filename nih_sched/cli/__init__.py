@@ -22,11 +22,14 @@ COMMANDS = {
     "dashboard": ("run", "dashboard"),
     "doctor": ("tables", "doctor"),
     "init": ("tables", "init"),
+    "list": ("rows", "list_"),
     "producer": ("run", "producer"),
     "run": ("run", "run"),
+    "show": ("look", "show"),
     "source": ("tables", "source"),
-    "status": ("tables", "status"),
+    "status": ("look", "status"),
     "uninstall": ("uninstall", "uninstall"),
+    "why": ("look", "why"),
     "worker": ("run", "worker_"),
 }
 

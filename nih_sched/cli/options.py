@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from nih_sched import clock
 from nih_sched.settings import Settings, env_names, fields, load, option_name, value_type
 
 FIRST = tuple(name for name, f in fields().items() if f.metadata["group"] == "first")
@@ -26,6 +27,7 @@ TABLE = (
     "states",
     "config",
 )
+LOOK = (*TABLE, "redis_url", "created_column")
 
 Command = Callable[..., Any]
 
@@ -83,6 +85,19 @@ def settings_options(names: Iterable[str]) -> Callable[[Command], Command]:
     return decorate
 
 
+class Period(click.ParamType[float]):
+    """A time such as 1h, in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds."""
+        try:
+            return value if isinstance(value, float) else clock.period(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
 def _option(name: str) -> Callable[[Command], Command]:
     kind = value_type(name)
     if kind is bool:
@@ -95,8 +110,10 @@ __all__ = [
     "COMMON",
     "DASHBOARD",
     "FIRST",
+    "LOOK",
     "RUN",
     "TABLE",
+    "Period",
     "Settings",
     "default_text",
     "help_records",

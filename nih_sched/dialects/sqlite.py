@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
@@ -23,6 +24,7 @@ from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 BUSY_SECONDS = 30.0
+STEPS = 2000  # of SQLite's byte code, between looks at the clock
 
 
 class SQLite(Dialect):
@@ -72,6 +74,24 @@ class SQLite(Dialect):
                     time.sleep(0.05 * 2**turn)  # somebody reads at this moment, and SQLite doesn't wait for that
                 else:
                     return
+
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """No write lock is taken. A database in memory has this one connection, which is set right afterwards."""
+        with self.reading(engine) as connection:
+            driver: Any = connection.connection.driver_connection
+            until = time.monotonic() + seconds
+            driver.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            try:
+                yield connection
+            finally:
+                driver.set_progress_handler(None, 0)
+                connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """SQLITE_INTERRUPT."""
+        return getattr(error.orig, "sqlite_errorcode", None) == 9
 
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """The write lock is held already."""

@@ -38,7 +38,7 @@ PAGES += sorted((ROOT / "examples").rglob("*.md"))
 USERS_LINE = (
     "scheduler --status-key state --ready-val Pending --max-concurrent-jobs 5 --tries 3 --delay 2.0 --backoff 2.0"
 )
-NOT_YET = {"why"}  # commands that the docs only promise
+NOT_YET = set[str]()  # commands that the docs only promise
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 # Reading the pages
@@ -100,7 +100,7 @@ def test_every_setting_is_in_the_options_page(name: str) -> None:
     (row,) = [
         line
         for line in OPTIONS.read_text("utf-8").splitlines()
-        if re.search(rf"^\|.*`{re.escape(words)}[ `].*\|", line)
+        if re.search(rf"^\|.*`{re.escape(words)}[ `].*\|", line) and line.count(" | ") >= 4  # no command's own option
     ]
     for env in settings.env_names(name) if name != "handlers" else ():
         assert f"`{env}`" in row
