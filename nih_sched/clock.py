@@ -40,7 +40,7 @@ def period(text: str) -> float:
     """
     found = _PERIOD.fullmatch(text.strip().lower())
     if found is None:
-        raise ValueError(f"{text!r} is no time, expected one such as 45s, 10m, 2h or 30d")
+        raise ValueError(f"{text!r} is no length of time: expected 90s, 30m, 1h or 2d, say")
     return float(found[1]) * _UNITS[found[2]]
 
 

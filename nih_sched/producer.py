@@ -29,6 +29,7 @@ COUNT_EVERY = 1.0  # seconds between counts of workers
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 GLANCE = 0.015  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
+PUT_OFF = 10  # ticks in a row that only claim, while new rows keep coming in ones and twos
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 2.5  # seconds overdue after which a retry is sent anew though RQ still seems to be at it
 DUE_AT_ONCE = 500
@@ -78,6 +79,7 @@ class Producer:
         self._moving = True  # whether claims are queued or run, as far as we know
         self._next_tick = self._next_table = self._brisk_until = 0.0
         self._workers, self._next_count = 0, 0.0
+        self._put_off = 0  # for so many ticks in a row new rows have been all that we looked after
         self._behind = 0  # ready rows that the last claim left, as far as counted; 0: unknown
         self._paused, self._next_pause = False, 0.0
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
@@ -89,10 +91,11 @@ class Producer:
         Raises:
             ClaimRefused: the database won't have a row in its queued state; nothing was claimed.
         """
-        if self._is_paused():
+        if (self._paused or not self._next_pause) and self._is_paused():
             return Tick(0, 0, 1)
-        workers = max(self._settings.max_concurrent_jobs, self._worker_count())
-        size, waiting = self._batches.size, broker.waiting(self._queue)
+        workers = max(self._settings.max_concurrent_jobs, self._workers)
+        # While nothing moves, nothing waits: a new row is spared the question.
+        size, waiting = self._batches.size, broker.waiting(self._queue) if self._moving or self._away else 0
         if self._behind:  # near the end batches get smaller, so that all workers come to it together
             size = min(size, max(size // 8, math.ceil(self._behind / (2 * workers))))
         room = (workers * self._batches.ahead - waiting) * size
@@ -101,7 +104,15 @@ class Producer:
         claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
         full = claimed == room and size > 1 and not self._settings.batch_size
         self._behind = self.looks.ready_up_to(2 * workers * self._batches.size) if full else 0
-        sent = self._send_due()  # after: what has waited for seconds can wait for a claim, a new row shouldn't
+        # What has waited for seconds can wait for a new row, and until that has started: the cores are busy with it.
+        if 0 < claimed < room and self._put_off < PUT_OFF:
+            self._put_off += 1
+            return Tick(claimed, 0, room)
+        self._put_off = 0
+        if self._is_paused():  # after the claim, which a new row waits for: no start heeds it later than the pause
+            return Tick(claimed, 0, 1)
+        sent = self._send_due()
+        self._count_workers()
         self._batches.look()
         return Tick(claimed, sent, room)
 
@@ -117,11 +128,14 @@ class Producer:
         if tick.claimed >= tick.room:  # or there is no room: what else is to do will be seen when there is
             self._moving = True
             return BUSY_WAIT if tick.claimed else FULL_WAIT
-        seen = self.looks.around(rows=not tick.claimed)
+        if tick.claimed:
+            self._moving, self._next_table = True, clock.monotonic() + poll
+            return min(poll, OPEN_WAIT)
+        seen = self.looks.around(rows=True)
         if seen.ready:  # and yet not claimed: its owner has it locked, say, and nobody will tell when it is free
             poll = self._settings.poll_interval
         self._next_table = clock.monotonic() + poll
-        self._moving = bool(tick.claimed or tick.sent) or seen.moving or (self._counts_down and seen.due is not None)
+        self._moving = bool(tick.sent) or seen.moving or (self._counts_down and seen.due is not None)
         return min(poll, OPEN_WAIT if self._moving else LEDGER_WAIT, _until(seen))
 
     def is_over(self, tick: Tick) -> bool:
@@ -237,11 +251,10 @@ class Producer:
             self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
         return False
 
-    def _worker_count(self) -> int:
+    def _count_workers(self) -> None:
         if clock.monotonic() >= self._next_count:
             self._next_count = clock.monotonic() + COUNT_EVERY
             self._workers = broker.worker_count(self._queue)
-        return self._workers
 
     def _claim(self, room: int, size: int, hungry: int) -> int:
         try:

@@ -153,7 +153,7 @@ class Settings:
     )
     batch_size: int = _option(
         0,
-        "Rows that one RQ job carries: as many as run in a second, or always this many.",
+        "Rows that one RQ job carries: as many as run in two seconds, or always this many.",
         low=1,
         high=1000,
         metavar="auto|N",

@@ -19,11 +19,15 @@ from nih_sched.errors import NihError
 # Each command's module and function: imported when it is called, since RQ alone takes a tenth of a second.
 COMMANDS = {
     "add": ("add", "add"),
+    "cancel": ("change", "cancel"),
     "dashboard": ("run", "dashboard"),
     "doctor": ("tables", "doctor"),
     "init": ("tables", "init"),
     "list": ("rows", "list_"),
+    "pause": ("steer", "pause"),
     "producer": ("run", "producer"),
+    "requeue": ("change", "requeue"),
+    "resume": ("steer", "resume"),
     "run": ("run", "run"),
     "show": ("look", "show"),
     "source": ("tables", "source"),

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nih_sched import clock
+from nih_sched.errors import UsageError
 from nih_sched.settings import Settings, env_names, fields, load, option_name, value_type
 
 FIRST = tuple(name for name, f in fields().items() if f.metadata["group"] == "first")
@@ -28,6 +29,7 @@ TABLE = (
     "config",
 )
 LOOK = (*TABLE, "redis_url", "created_column")
+
 
 Command = Callable[..., Any]
 
@@ -85,17 +87,16 @@ def settings_options(names: Iterable[str]) -> Callable[[Command], Command]:
     return decorate
 
 
-class Period(click.ParamType[float]):
-    """A time such as 1h, in seconds."""
+def seconds_of(text: str) -> float:
+    """A length of time as people type it: 90, 90s, 30m, 1.5h, 2d; in seconds.
 
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The seconds."""
-        try:
-            return value if isinstance(value, float) else clock.period(value)
-        except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return clock.period(text)
+    except ValueError as error:
+        raise UsageError(reason=f"{error}.") from error
 
 
 def _option(name: str) -> Callable[[Command], Command]:
@@ -113,10 +114,10 @@ __all__ = [
     "LOOK",
     "RUN",
     "TABLE",
-    "Period",
     "Settings",
     "default_text",
     "help_records",
     "help_text",
+    "seconds_of",
     "settings_options",
 ]

@@ -9,7 +9,7 @@ import click
 
 from nih_sched import reports
 from nih_sched.cli.look import as_json, looking, print_json
-from nih_sched.cli.options import TABLE, Period, settings_options
+from nih_sched.cli.options import TABLE, seconds_of, settings_options
 from nih_sched.errors import UsageError
 from nih_sched.model import show_key
 from nih_sched.reports import words
@@ -28,7 +28,7 @@ OPTIONS = tuple(name for name in TABLE if name != "where")
 @click.option(
     "--where", "where_sql", metavar="SQL", help="SQL over the row's columns and its last error: error LIKE '%429%'."
 )
-@click.option("--since", type=Period(), metavar="TIME", help="Something happened to them in this time: 30m, 1h, 2d.")
+@click.option("--since", metavar="TIME", help="Something happened to them in this time: 30m, 1h, 2d.")
 @click.option("--text", help="Their key, their texts or their last error contain this.")
 @click.option("--error", metavar="GROUP", help="Their last failure is of this kind and place, as the list shows it.")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Rows at most.")
@@ -41,7 +41,7 @@ def list_(
     *,
     state: str | None,
     where_sql: str | None,
-    since: float | None,
+    since: str | None,
     text: str | None,
     error: str | None,
     limit: int,
@@ -54,7 +54,9 @@ def list_(
     if as_json and as_csv:
         raise UsageError(reason="--json and --csv can't be had together.")
     with looking(settings) as desk:
-        selection = reports.select(desk, state=state, where=where_sql, since=since, text=text, error=error)
+        selection = reports.select(
+            desk, state=state, where=where_sql, since=seconds_of(since) if since else None, text=text, error=error
+        )
         key = parse_key(desk.rows, after) if after else None
         found = reports.rows(desk, selection, limit, after=key, descending=newest)
         if as_json:

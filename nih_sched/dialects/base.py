@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Float, Select, Table, and_, bindparam, select, text, update
@@ -16,7 +18,7 @@ from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
-from nih_sched.dialects.times import After
+from nih_sched.dialects.times import After, Now
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
@@ -46,6 +48,7 @@ class Dialect:
     """One database's ways. The default methods are right for a standard one."""
 
     name = ""
+    writes_in_ctes = False  # whether a WITH may write
     returns_updates = False  # whether an UPDATE can return what it wrote, and begin(hardly=True) gives up at once
 
     def engine(self, url: URL) -> Engine:
@@ -69,6 +72,10 @@ class Dialect:
     def wait_briefly(self, connection: Connection) -> None:
         """Have this transaction give up soon on a table or row that others have locked."""
 
+    def transaction(self, engine: Engine, *, hardly: bool = False) -> AbstractContextManager[Connection]:
+        """A transaction; `hardly` as of begin(), which is to be called on it."""
+        return engine.begin()
+
     @contextlib.contextmanager
     def reading(self, engine: Engine) -> Iterator[Connection]:
         """A connection for reading without a transaction.
@@ -78,10 +85,21 @@ class Dialect:
                 just before it goes back to its pool.
         """
         try:
-            with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            with self.plain(engine).connect() as connection:
                 yield connection
         except engine.dialect.loaded_dbapi.Error as error:
             raise OperationalError(None, None, error, connection_invalidated=True) from error
+
+    def plain(self, engine: Engine) -> Engine:
+        """The same engine; its connections begin no transaction."""
+        return with_option(engine, "isolation_level", "AUTOCOMMIT")
+
+    @contextlib.contextmanager
+    def reading_only(self, engine: Engine) -> Iterator[Connection]:
+        """A connection on which nothing can be written, whatever SQL of the user's runs there."""
+        with engine.connect() as connection:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+            yield connection
 
     def read(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction; once more on a new one if that one had died meanwhile."""
@@ -127,6 +145,14 @@ class Dialect:
         """
         kind = None if isinstance(column.type, NullType) else column.type
         return column == literal(word, kind, literal_execute=True)
+
+    def open_claims(
+        self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
+    ) -> tuple[dict[str, int], bool]:
+        """insert_claims(), each claimed and sent now; and whether any row's record is kept: nearly always none is."""
+        instant, any_kept = connection.execute(_before(attempts)).one()
+        times = {"claimed_at": instant, "sent_at": instant}
+        return self.insert_claims(connection, attempts, own, values | times), bool(any_kept)
 
     def insert_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
@@ -237,6 +263,24 @@ class Dialect:
     def code_is_transient(self, error: DBAPIError) -> bool:
         """is_transient, by the driver's own error code."""
         return isinstance(error, OperationalError | InterfaceError)
+
+
+@functools.lru_cache(maxsize=32)
+def with_option(engine: Engine, name: str, value: str) -> Engine:
+    """The engine with an execution option. Kept: to make one takes as long as a round trip to a database nearby."""
+    return engine.execution_options(**{name: value})
+
+
+@functools.lru_cache(maxsize=16)
+def _before(attempts: Table) -> Any:
+    return select(Now(), is_any_kept(attempts))
+
+
+def is_any_kept(attempts: Table) -> ColumnElement[bool]:
+    """Whether any row's next claim must know of its last one."""
+    c = attempts.c
+    kept = select(c.id).where(c.kept_key.is_not(None)).order_by(c.kept_key).limit(1)  # ordered, it uses the index
+    return kept.scalar_subquery().is_not(None)
 
 
 def claimable(dialect: Dialect, status: Column[Any], ready: Word, extra: Sequence[ColumnElement[bool]]) -> Any:

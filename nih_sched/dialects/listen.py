@@ -127,7 +127,7 @@ class Listen(Watch):
     def _open(self) -> None:
         if self._connection is not None:
             return
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection = self._dialect.plain(self._engine).connect()
         self._connection, driver = connection, connection.connection.driver_connection
         connection.detach()  # ours alone: it takes no place in the pool, and isn't closed with it
         connection.exec_driver_sql(f"LISTEN {self._channel}")

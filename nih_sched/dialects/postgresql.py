@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import (
@@ -34,10 +35,12 @@ from sqlalchemy import (
     cast,
     column,
     create_engine,
+    event,
     func,
     literal,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -48,8 +51,8 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import listen
-from nih_sched.dialects.base import IDLE, Dialect, End, Opened
-from nih_sched.dialects.times import After
+from nih_sched.dialects.base import IDLE, Dialect, End, Opened, is_any_kept, with_option
+from nih_sched.dialects.times import After, Now
 from nih_sched.dialects.watch import Watch, channel_of
 from nih_sched.model import Word
 
@@ -70,6 +73,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+BEGINS = "nih_sched_begins"  # an engine's option, where BEGIN is ours: how; "" for no transaction
+EACH = f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'"
+HARDLY = "; SET LOCAL lock_timeout = '50ms'"
+BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; {EACH}"
+
 # Types whose arrays compare as their elements do.
 ARRAYABLE = (Integer, BigInteger, SmallInteger, String, Text, VARCHAR, TEXT, INTEGER, BIGINT, SMALLINT, UUID, Uuid)
 
@@ -79,17 +87,44 @@ class PostgreSQL(Dialect):
 
     name = "postgresql"
     returns_updates = True
+    writes_in_ctes = True
 
     def engine(self, url: URL) -> Engine:
-        """One connection for a process. It isn't tested before use, in a round trip: who uses it begins anew."""
-        return create_engine(
+        """One connection for a process. It isn't tested before use, in a round trip: who uses it begins anew.
+
+        BEGIN is ours, not the driver's: so it goes in one round trip with what holds for each transaction.
+        """
+        engine = create_engine(
             url,
             hide_parameters=True,  # rows' values don't belong in logs
-            isolation_level="READ COMMITTED",
             pool_size=1,
             max_overflow=2,
             connect_args={name: value for name, value in DEFAULTS.items() if name not in url.query},
+            execution_options={BEGINS: BEGIN},
         )
+
+        @event.listens_for(engine, "connect")
+        def _connect(connection: Any, record: Any) -> None:
+            connection.autocommit = True
+
+        @event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            if begin := connection.get_execution_options()[BEGINS]:
+                connection.exec_driver_sql(begin)
+
+        return engine
+
+    def transaction(self, engine: Engine, *, hardly: bool = False) -> AbstractContextManager[Connection]:
+        """On an engine of ours, with all that begin() would say."""
+        if hardly and BEGINS in engine.get_execution_options():
+            engine = with_option(engine, BEGINS, BEGIN + HARDLY)
+        return engine.begin()
+
+    def plain(self, engine: Engine) -> Engine:
+        """Without our BEGIN there is none."""
+        if BEGINS in engine.get_execution_options():
+            return with_option(engine, BEGINS, "")
+        return super().plain(engine)
 
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """FOR NO KEY UPDATE: rows of other tables may go on referring to it meanwhile."""
@@ -97,8 +132,8 @@ class PostgreSQL(Dialect):
 
     def begin(self, connection: Connection, *, hardly: bool = False) -> None:
         """For this transaction alone: behind PgBouncer the session is everybody's."""
-        wait = "; SET LOCAL lock_timeout = '50ms'" if hardly else ""
-        connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'{wait}")
+        if BEGINS not in connection.get_execution_options():  # on an engine of the user's
+            connection.exec_driver_sql(EACH + HARDLY if hardly else EACH)
 
     def wait_briefly(self, connection: Connection) -> None:
         """For this transaction alone."""
@@ -135,12 +170,13 @@ class PostgreSQL(Dialect):
             return column == any_(bindparam(name, type_=_Joined(column.type)))
         return super().given(column, name)
 
-    def insert_claims(
+    def open_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
-    ) -> dict[str, int]:
-        """ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims; arrays, for speed."""
+    ) -> tuple[dict[str, int], bool]:
+        """One statement, from arrays. ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims."""
         given = _its(own) | {f"new_{name}": value for name, value in values.items()}
-        return dict(map(tuple, connection.execute(_opening(attempts, tuple(values)), given).all()))
+        opened = connection.execute(_opening(attempts, tuple(values)), given).all()
+        return {open_key: claim_id for open_key, claim_id, _ in opened}, bool(opened and opened[0].any_kept)
 
     def close_claims(
         self, connection: Connection, attempts: Table, run: str, values: dict[str, Any], ends: Sequence[End]
@@ -237,11 +273,14 @@ def _parts(kinds: dict[str, Any], name: str) -> Any:
 def _opening(attempts: Table, names: tuple[str, ...]) -> Any:
     each = _parts({name: attempts.c[name].type for name in Opened._fields}, "given")
     same = [bindparam(f"new_{name}", type_=attempts.c[name].type) for name in names]
+    now = select(Now().label("now")).subquery("instant")
+    chosen = select(*each.c, *same, now.c.now, now.c.now).select_from(each.join(now, true()))
     return (
         insert(attempts)
-        .from_select([*Opened._fields, *names], select(*each.c, *same))
+        .from_select([*Opened._fields, *names, "claimed_at", "sent_at"], chosen)
         .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
-        .returning(attempts.c.open_key, attempts.c.id)
+        # Looked up here, the claimed rows are locked by now.
+        .returning(attempts.c.open_key, attempts.c.id, is_any_kept(attempts).label("any_kept"))
     )
 
 

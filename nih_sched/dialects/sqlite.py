@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
+from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
@@ -136,6 +136,16 @@ class SQLite(Dialect):
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Text that isn't UTF-8; what SQLite itself refuses has a code."""
         return getattr(error.orig, "sqlite_errorcode", None) is None
+
+    @contextlib.contextmanager
+    def reading_only(self, engine: Engine) -> Iterator[Connection]:
+        """As of Dialect; there is no such transaction here, but such a connection."""
+        with self.reading(engine) as connection:
+            connection.execute(text("PRAGMA query_only = ON"))
+            try:
+                yield connection
+            finally:
+                connection.execute(text("PRAGMA query_only = OFF"))
 
     def is_refusal(self, error: DBAPIError) -> bool:
         """What SQLite itself says has a code; only a file that isn't its own any more looks like a locked one."""

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -47,13 +48,17 @@ def vouched_until(sent: float, lease: float) -> float:
     return sent + lease - min(max(1.0, lease * 0.1), lease / 2)
 
 
-def start(slots: Slots, settings: Settings, *, patrol: bool) -> int:
+Watch = Callable[[threading.Event], None]  # runs until that is set
+
+
+def start(slots: Slots, settings: Settings, *, patrol: bool, watch: Watch | None = None) -> int:
     """Fork a keeper; return its pid. The caller has no connection open.
 
     Args:
         slots: whom it keeps.
         settings: where their database is.
         patrol: whether it also looks for deaths on this host that nobody has seen.
+        watch: what else it does meanwhile, in a thread of its own.
     """
     parent = os.getpid()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -68,7 +73,7 @@ def start(slots: Slots, settings: Settings, *, patrol: bool) -> int:
                 signal.signal(number, signal.SIG_IGN)  # a container sends it to all; workers need us to their end
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             host.name_process("sched-keeper")
-            keep(slots, settings, parent, patrol=patrol)
+            keep(slots, settings, parent, patrol=patrol, watch=watch)
             code = 0
         except BaseException:  # the child's outermost frame: nothing may unwind into the parent's code
             traceback.print_exc()
@@ -78,11 +83,14 @@ def start(slots: Slots, settings: Settings, *, patrol: bool) -> int:
     return pid
 
 
-def keep(slots: Slots, settings: Settings, parent: int, *, patrol: bool) -> None:
+def keep(slots: Slots, settings: Settings, parent: int, *, patrol: bool, watch: Watch | None = None) -> None:
     """Be a keeper until no worker is left, and either the slots are closing or the parent is gone."""
     rounds = Rounds(slots, settings, patrol)
     # In a thread of its own: a database that doesn't answer mustn't keep us from stopping a horse in time.
     threading.Thread(target=rounds.go, daemon=True).start()
+    over = threading.Event()
+    watcher = threading.Thread(target=watch or over.wait, args=(over,) if watch else (), daemon=True)
+    watcher.start()
     while True:
         for slot in slots.slots:
             if slot.worker and not host.lives(slot.worker, slot.born):
@@ -94,6 +102,8 @@ def keep(slots: Slots, settings: Settings, parent: int, *, patrol: bool) -> None
         if ending and not any(slot.worker for slot in slots.slots):
             break
         time.sleep(TICK if any(slot.horse for slot in slots.slots) else CALM)
+    over.set()
+    watcher.join(PATROL)  # it may be writing how its row ended
     rounds.finish()
 
 

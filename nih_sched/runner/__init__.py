@@ -24,13 +24,14 @@ from nih_sched.runner.handler import Handler, load
 from nih_sched.runner.kept import hold_of, kept
 from nih_sched.runner.outcomes import MANY, Outcomes
 from nih_sched.runner.parent import Steward, Unwritten, crashed, give_back, write_again
-from nih_sched.runner.perform import INTERRUPT, alarms, install_interrupts, interrupt_asked, perform
+from nih_sched.runner.perform import CANCELLED, INTERRUPT, alarms, install_interrupts, interrupt_asked, perform
 from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
 from nih_sched.runner.traces import Growth, Traces
 from nih_sched.store import Attempts, Desk, Hold, Retries
 from nih_sched.store.records import LeaseLost, StaleDesk
 
 __all__ = [
+    "CANCELLED",
     "INTERRUPT",
     "Growth",
     "Handler",
@@ -43,6 +44,7 @@ __all__ = [
     "handler_for",
     "here",
     "install_interrupts",
+    "interrupt_asked",
     "made",
     "new_hand",
     "prepare",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 
+CUT_OFF = (Outcome.TIMED_OUT, Outcome.INTERRUPTED, Outcome.CANCELLED)  # in the middle of user code
 BROKEN = 80  # a horse's exit code
 LEAST_WAIT = 1.0  # seconds until a job that failed before its rows ran is sent again
 
@@ -95,7 +98,7 @@ def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     if not site.serves(source) or interrupt_asked():
         give_back(site, source, claim_ids)
         return {"given back": len(claim_ids)}
-    with kept(site):
+    with kept(site, source):
         desk = site.known_desk(source) or site.desk_for(source)
         while desk is not None:
             try:
@@ -181,10 +184,10 @@ def _run_rows(
             ended = Ended(row.claim, Outcome.FAILED, reason=why, at=clock.boot())
         if os.getpid() != pid:
             os._exit(0)  # user code forked, and both returned: the row is the first one's
-        if hold and ended.outcome in (Outcome.TIMED_OUT, Outcome.INTERRUPTED):
+        if hold and ended.outcome in CUT_OFF:
             host.end_all([hold.lease], claims=[claim_id])  # what it started must not run beside its next attempt
         # A handler that was cut off may have left anything half done.
-        site.tired = ended.outcome is Outcome.TIMED_OUT or site.traces.left()
+        site.tired = ended.outcome in CUT_OFF or site.traces.left()
         outcomes.add(ended)
     return []
 

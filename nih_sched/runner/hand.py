@@ -17,8 +17,8 @@ from typing import Any
 from nih_sched.model import Ended
 
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
-# what was told, how much of that is written down, whether no further row may be taken
-_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _START = 0, 8, 16, 24, 32, 40, 64
+# what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled
+_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _START = 0, 8, 16, 24, 32, 40, 48, 64
 _SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("=q"), struct.Struct("=d")
 _CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("=qq"), struct.Struct("=qqqq")
 PATIENCE = 60.0  # seconds for which a horse waits for its worker, which may be waiting for the database
@@ -107,6 +107,15 @@ class Hand:
         """In the worker: have no further row taken; return the claim in hand. The caller holds it back."""
         self._put(_CLOSED, 1)
         return self.claim
+
+    def cancel(self) -> None:
+        """In the worker: the row in hand is cancelled. The caller holds it back, and then signals."""
+        self._put(_CANCELLED, self.claim)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """In the horse: whether the row in hand is."""
+        return self.claim != 0 and self._get(_CANCELLED) == self.claim
 
     def unwritten(self) -> list[bytes]:
         """What was told and isn't written down yet, oldest first."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 
 from nih_sched import host, keeper
+from nih_sched.runner.cancelling import keepers_watch
 from nih_sched.runner.site import Site
 from nih_sched.store import Hold
 
@@ -19,8 +20,8 @@ def hold_of(site: Site) -> Hold | None:
 
 
 @contextlib.contextmanager
-def kept(site: Site) -> Iterator[None]:
-    """Have a keeper for what runs within: our worker's, or one made for this horse alone."""
+def kept(site: Site, source: str) -> Iterator[None]:
+    """Have a keeper for what runs within, rows of `source`: our worker's, or one made for this horse alone."""
     if not site.owns_process:  # a caller's own process: nobody may end it
         yield
         return
@@ -28,9 +29,11 @@ def kept(site: Site) -> Iterator[None]:
         yield
         return
     slots = keeper.Slots(1)
+    site.slot = slots.slots[0]  # the watch finds it there
+    watch = keepers_watch(site, source, os.getpid())
     site.close()  # no fork may carry a connection
     # It has no connection of its own until a renewal is due: most rows end before.
-    keeper.start(slots, site.settings, patrol=False)
+    keeper.start(slots, site.settings, patrol=False, watch=watch)
     site.take_lease(slots.slots[0], os.getpid())
     try:
         yield

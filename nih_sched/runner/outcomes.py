@@ -161,6 +161,8 @@ def report(ended: Ended, fate: Fate | None) -> None:
         telemetry.emit("done", **facts)
     elif ended.outcome is Outcome.INTERRUPTED:
         telemetry.emit("interrupted", **facts)
+    elif ended.outcome is Outcome.CANCELLED:
+        telemetry.emit("cancelled_running", **facts)
     elif fate.claim_goes_on:
         telemetry.emit("retrying", delay=fate.delay, **facts)
     else:

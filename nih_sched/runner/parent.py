@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
 from nih_sched.model import Claim, Ended, Outcome
+from nih_sched.runner.cancelling import Watch
 from nih_sched.runner.hand import Hand, share_hand
 from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
 from nih_sched.runner.site import Site
@@ -50,13 +51,19 @@ class Steward:
         self._was_behind, self._told = False, 0
         self._desk: Desk | None = None
         self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
+        self._watch = Watch()
 
     @property
     def _hand(self) -> Hand:
         return share_hand()  # a new horse has a new one
 
-    def look(self) -> None:
-        """Called some fifty times a second."""
+    @property
+    def has_cancelled(self) -> bool:
+        """Whether the row in hand was cancelled, and its horse asked to leave it."""
+        return self._watch.cancelled is not None
+
+    def look(self, horse: int) -> bool:
+        """Called some fifty times a second, with the horse's pid; whether to kill it, since its row is cancelled."""
         now, claim = clock.monotonic(), self._hand.claim
         if claim != self._claim:
             self._claim, self._since = claim, now
@@ -65,8 +72,9 @@ class Steward:
         writes = behind and self._was_behind and told >= self._told  # less: its horse has written what was there
         self._was_behind, self._told = behind, told
         closes = claim != 0 and now - self._since >= LONG and not self._closed
-        if now < self._not_before or not (writes or closes):
-            return
+        watches = self._watch.is_due(claim)
+        if now < self._not_before or not (writes or closes or watches):
+            return False
         try:
             self._desk = self._desk or self._site.desk_for(self._source, patience=BRIEFLY)
             if self._desk is not None:
@@ -75,8 +83,11 @@ class Steward:
                     self._write(self._desk)
                 if closes:
                     self._give_rest_back(self._desk)
+                if watches:
+                    return self._watch.look(self._desk, horse)
         except SQLAlchemyError:
             self._not_before = clock.monotonic() + LONG
+        return False
 
     def leave(self) -> None:
         """At the job's end: the next horse may be forked now, which must not inherit a connection."""

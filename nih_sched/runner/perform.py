@@ -23,6 +23,7 @@ Call = Callable[[Mapping[str, Any], int, int], Any]
 
 INTERRUPT = signal.SIGUSR1
 TOLD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CANCELLED = "cancelled while it ran"
 _interruptible = False
 _interrupt_asked = False
 _all_told = False  # SIGTERM or Ctrl-C reached this horse: it was sent to everyone, its command's processes too
@@ -68,6 +69,8 @@ def _perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
         finally:
             alarm.armed = _interruptible = False
     except RowInterrupted:
+        if hand.is_cancelled:
+            return _ended(row, Outcome.CANCELLED, began, reason=CANCELLED)
         return _ended(row, Outcome.INTERRUPTED, began, reason="its worker was told to stop")
     except RowTimeout as error:
         # By hand: to format an exception is to ask those before it for their texts, which may never come.

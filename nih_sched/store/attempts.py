@@ -116,7 +116,6 @@ class Attempts:
         values = {encode_key(row[:width]): dict(zip(columns, row[width:], strict=True)) for row in found}
         if values.keys() != claims.keys() or len(found) != len(claims):
             raise _NotAtOnce
-        self._records.renew_lease(connection)
         return [StartedRow(claim, values[k]) for k, claim in claims.items()]
 
     def _start(self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:

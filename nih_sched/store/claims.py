@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -74,12 +73,12 @@ class Claims:
             row_key = encode_key(key)
             hashed = open_key_of(rows.name, row_key)
             keys[hashed], own[hashed] = key, Opened(row_key, hashed, rq_id)
-        instant, is_any_kept = connection.execute(self._desk.once("before claims", self._make_before)).one()
-        ids = self._insert(connection, list(own.values()), instant)
+        ids, any_kept = self._open(connection, list(own.values()))
         refused = [hashed for hashed in own if hashed not in ids]
         if refused and (closed := self._close_unstarted(connection, refused)):
             self._void += closed
-            ids |= self._insert(connection, [own[h] for h in refused], instant)
+            more, kept_since = self._open(connection, [own[h] for h in refused])
+            ids, any_kept = ids | more, any_kept or kept_since
         claims = [Claim(ids[h], keys[h], one.rq_id, 1, 0, self._tries) for h, one in own.items() if h in ids]
         if claims:
             statement = self._desk.once(
@@ -92,7 +91,7 @@ class Claims:
                 raise KeysDontMatch(
                     table=rows.name, columns=", ".join(c.name for c in rows.keys), wanted=len(claims), taken=taken
                 )
-            if is_any_kept:
+            if any_kept:
                 alone = self._take_over(connection, {ids[h]: h for h in keys if h in ids}, rq_ids)
                 claims = [one._replace(rq_id=alone[one.id]) if one.id in alone else one for one in claims]
         return claims, [keys[h] for h in keys if h not in ids]
@@ -127,23 +126,15 @@ class Claims:
                 connection.execute(update(attempts).where(c.id == claim_id).values(values))
         return alone
 
-    def _make_before(self) -> Any:
-        # The time, and whether any row was interrupted: nearly always none was. The claimed rows are locked by now.
-        c = self._desk.ledger.attempts.c
-        kept = select(c.id).where(c.kept_key.is_not(None)).order_by(c.kept_key).limit(1)  # ordered, it uses the index
-        return select(Now(), kept.scalar_subquery().is_not(None))
-
-    def _insert(self, connection: Connection, own: Sequence[Opened], instant: datetime) -> dict[str, int]:
+    def _open(self, connection: Connection, own: Sequence[Opened]) -> tuple[dict[str, int], bool]:
         values = {
             "source": self._desk.source.name,
             "attempt": 1,
             "failures": 0,
             "tries": self._tries,
             "claimed_by": self._producer,
-            "claimed_at": instant,
-            "sent_at": instant,
         }
-        return self._desk.dialect.insert_claims(connection, self._desk.ledger.attempts, own, values)
+        return self._desk.dialect.open_claims(connection, self._desk.ledger.attempts, own, values)
 
     def _close_unstarted(self, connection: Connection, open_keys: Sequence[str]) -> list[str]:
         # The owner made the row ready again before its claim had begun: that claim is void, and so is its RQ job.

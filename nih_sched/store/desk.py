@@ -61,7 +61,7 @@ class Desk:
         """
 
         def once() -> T:
-            with self.engine.begin() as connection:
+            with self.dialect.transaction(self.engine, hardly=hardly) as connection:
                 self.dialect.begin(connection, hardly=hardly)
                 if patience < PATIENCE:
                     self.dialect.wait_briefly(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, null, or_, select, update
+from sqlalchemy import Connection, Float, bindparam, func, null, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
@@ -14,6 +14,7 @@ from nih_sched.store.desk import Desk
 from nih_sched.store.leases import Hold
 from nih_sched.store.pauses import unpaused
 
+CURRENT = 9  # where _head() says whether the desk's facts are what is written down
 Found = tuple[dict[str, Claim], set[str], set[str]]  # claims by row_key; this run's already; whose rows may be begun
 
 
@@ -64,11 +65,21 @@ class Records:
     def begin(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
         """Mark those that may start as begun, and return them; for databases whose UPDATE can return.
 
+        The lease is renewed as well: with the rest, where one statement can do both.
+
         Raises:
-            StaleDesk: at the run's first start; what was written is to be rolled back.
+            StaleDesk: at the run's first start. LeaseLost. What was written is to be rolled back.
         """
-        statement = self._desk.once("begin", lambda: self._make_mark().returning(*self._head(), null()))
-        return self._by_key(connection.execute(statement, self._given(claim_ids, known=True)).all())
+        given, hold = self._given(claim_ids, known=True), self._hold
+        if hold is None or not self._desk.dialect.writes_in_ctes:
+            statement = self._desk.once("begin", lambda: self._make_mark().returning(*self._head(), null()))
+            self.renew_lease(connection)
+            return self._by_key(connection.execute(statement, given).all())
+        statement = self._desk.once("begin and renew", self._make_begin)
+        heads = connection.execute(statement, given | _horse_of(hold)).all()
+        if heads and not heads[0].renewed:
+            raise LeaseLost
+        return self._by_key([head[:-1] for head in heads])
 
     def mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
         """Mark claims as begun; return of how many that could be done."""
@@ -76,7 +87,7 @@ class Records:
         return connection.execute(statement, self._given(claim_ids)).rowcount
 
     def renew_lease(self, connection: Connection) -> None:
-        """Last of all: the keeper mustn't wait for a lock that we hold while we wait for a row.
+        """Last of all where rows are waited for: the keeper mustn't wait for a lock that we hold meanwhile.
 
         Raises:
             LeaseLost: others have declared it dead.
@@ -85,8 +96,7 @@ class Records:
         if hold is None:
             return
         statement = self._desk.once("renew", self._make_renew)
-        values = {"its_lease": hold.lease, "its_horse": hold.horse, "its_born": hold.horse_born}
-        if not connection.execute(statement, values | {"its_seconds": hold.seconds}).rowcount:
+        if not connection.execute(statement, _horse_of(hold)).rowcount:
             raise LeaseLost
 
     def _make_renew(self) -> Any:
@@ -122,6 +132,11 @@ class Records:
         ours = (c.run == bindparam("its_run")) & c.finished_at.is_(None)
         return select(*self._head(), c.run).where(self._these(), or_(self.may_start, ours))
 
+    def _make_begin(self) -> Any:
+        renewed = self._make_renew().returning(self._desk.ledger.leases.c.id).cte("renewed")
+        times = select(func.count()).select_from(renewed).scalar_subquery().label("renewed")
+        return self._make_mark().add_cte(renewed).returning(*self._head(), null(), times)
+
     def _make_mark(self) -> Any:
         given: dict[str, Any] = {name: bindparam(f"its_{name}") for name in ("run", "worker", "lease")}
         statement = update(self._attempts).where(self._these(), self.may_start)
@@ -129,7 +144,7 @@ class Records:
 
     def _by_key(self, heads: Sequence[Any]) -> Found:
         if heads and self._desk.facts and not self._is_current:
-            if not heads[0].is_current:
+            if not heads[0][CURRENT]:
                 raise StaleDesk
             self._is_current = True  # a job goes on by the words by which it began
         claims: dict[str, Claim] = {}
@@ -142,3 +157,12 @@ class Records:
             elif attempt > 1:  # before a retry the row is still Started where the database refused to set it back
                 again.add(row_key)
         return claims, ours_already, ours_already | again
+
+
+def _horse_of(hold: Hold) -> dict[str, Any]:
+    return {
+        "its_lease": hold.lease,
+        "its_horse": hold.horse,
+        "its_born": hold.horse_born,
+        "its_seconds": hold.seconds,
+    }

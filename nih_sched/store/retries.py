@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, case, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
 from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import FOREVER, Desk
+
+PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,21 @@ class Retries:
 
     def due(self, limit: int) -> list[Due]:
         """Unsent claims that are due, longest due first."""
-        c = self._attempts.c
-        query = (
-            select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.due_at, Now().label("now"))
-            .where(self._waiting, c.due_at <= Now())
-            .order_by(c.due_at)
-            .limit(limit)
+        # By order and limit alone, PostgreSQL uses the index whatever it believes of a table that it hasn't analyzed.
+        heads = self._desk.once(
+            f"heads of due, {limit}", lambda: self._make_due(self._attempts.c.due_at.is_not(None), limit)
         )
-        return [
-            Due(_claim(row), seconds_between(row.due_at, row.now))
-            for row in self._desk.read(lambda connection: connection.execute(query).all())
-        ]
+        found = self._desk.read(lambda connection: connection.execute(heads).all())
+        if len(found) == limit and found[-1].is_due and not all(row.is_ours for row in found):
+            exact = self._desk.once(f"due, {limit}", lambda: self._make_due(self._waiting, limit))
+            found = self._desk.read(lambda connection: connection.execute(exact).all())
+        return [Due(_claim(row), seconds_between(row.due_at, row.now)) for row in found if row.is_due and row.is_ours]
+
+    def _make_due(self, among: ColumnElement[bool], limit: int) -> Any:
+        c = self._attempts.c
+        is_due, is_ours = _flag(c.due_at <= Now()).label("is_due"), _flag(self._waiting).label("is_ours")
+        facts = (c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries, c.due_at, Now().label("now"))
+        return select(*facts, is_due, is_ours).where(among).order_by(c.due_at).limit(limit)
 
     def take(self, due: Due, rq_id: str) -> bool:
         """Mark a due claim as sent under `rq_id`; False when another producer was first."""
@@ -89,8 +96,23 @@ class Retries:
 
     def carriers(self) -> dict[int, str]:
         """By claim id, the RQ id of each claim that unstarted() would give."""
-        query = select(self._attempts.c.id, self._attempts.c.rq_id).where(self._unstarted)
-        return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
+        carriers: dict[int, str] = {}
+        after = ""
+        query = self._desk.once("open ones", self._make_open_ones)
+        while True:
+            page = self._desk.read(partial(_page, query, after))
+            carriers |= {row.id: row.rq_id for row in page if row.is_unstarted}
+            if len(page) < PAGE:
+                return carriers
+            after = page[-1].open_key
+
+    def _make_open_ones(self) -> Any:
+        # In order and in pages, so that PostgreSQL walks the index: that alone forgets the entries of what has ended,
+        # which else are looked up again each time until a vacuum comes.
+        c = self._attempts.c
+        is_unstarted = _flag(self._unstarted).label("is_unstarted")
+        query = select(c.id, c.rq_id, c.open_key, is_unstarted).where(c.open_key > bindparam("after_key"))
+        return query.order_by(c.open_key).limit(PAGE)
 
     def hand_over(self, claim: Claim, rq_id: str) -> bool:
         """Have another job carry a claim that hasn't begun; False when it has by now, or another carries it."""
@@ -142,6 +164,14 @@ def seconds_between(earlier: datetime, later: datetime) -> float:
     if earlier.tzinfo is not None:
         earlier, later = earlier.astimezone(UTC), later.astimezone(UTC)
     return (later - earlier).total_seconds()
+
+
+def _page(query: Any, after: str, connection: Connection) -> Sequence[Any]:
+    return connection.execute(query, {"after_key": after}).all()
+
+
+def _flag(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return case((condition, 1), else_=0)  # MariaDB has no plain one
 
 
 def _claim(row: Any) -> Claim:

@@ -174,11 +174,13 @@ class Worker(StoppingWorker):
             outcome, how = Outcome.INTERRUPTED, "its lease couldn't be renewed, so it was stopped"
         if self._horse_asked_to_stop:
             outcome, how = Outcome.INTERRUPTED, "its worker was told to stop"
+        if self._steward is not None and self._steward.has_cancelled:
+            outcome, how = Outcome.CANCELLED, f"{runner.CANCELLED}; it had to be killed"
         source, claim_ids = job.args
         host.end_all([self._kept.lease], claims=claim_ids)  # before others run the row: a command has its own group
         self._unwritten += runner.crashed(self.site, source, claim_ids, job.id, queue, outcome=outcome, how=how)
         self.site.close()
-        if outcome is Outcome.INTERRUPTED or status == 0:
+        if outcome in (Outcome.INTERRUPTED, Outcome.CANCELLED) or status == 0:
             # RQ must not schedule it again: the claims are given back, or RQ takes the job for running still.
             with contextlib.suppress(*broker.OUTAGES):
                 broker.withdraw(queue, [job.id])
@@ -234,7 +236,8 @@ class Worker(StoppingWorker):
             except broker.OUTAGES:
                 os._exit(UNTOLD)  # RQ wasn't told of the end; the ledger knows it
             self.site.flush()
-            return served < JOBS and not self.site.tired and growth.is_within(MEMORY, FILES)
+            stays = served < JOBS and not self.site.tired and not runner.interrupt_asked()
+            return stays and growth.is_within(MEMORY, FILES)
 
         return serve
 
@@ -286,8 +289,9 @@ class Worker(StoppingWorker):
                 slot.kill_noted()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        elif self._steward is not None:
-            self._steward.look()
+        elif self._steward is not None and self._steward.look(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """RQ's; Redis being away is no reason to leave a running horse alone."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from conformance.places import Place, all_due, claim, due_for, failed, finish, next_attempt, rq_id, start
 from nih_sched.model import Claim, Outcome
 from nih_sched.store import Desk, Due, Looks, Retries
@@ -47,6 +49,26 @@ def test_another_sources_retries_are_its_own(place: Place) -> None:
     all_due(one, 1)
     assert Retries(other).due(10) == []
     assert Looks(other).around(rows=False).due is None
+
+
+def test_what_others_have_had_due_for_longer_hides_nothing(place: Place) -> None:
+    place.jobs(*["other"] * 3, "Pending")
+    one, other = place.desk(), place.desk(ready_val="other")
+    for desk, many in ((other, 3), (one, 1)):
+        failed(desk, many)
+        all_due(desk, many)
+    assert [due.claim.key for due in Retries(one).due(2)] == [(4,)]
+
+
+def test_all_open_claims_have_a_carrier_however_many(place: Place) -> None:
+    place.jobs(*["Pending"] * 7)
+    desk = place.desk()
+    claims = claim(desk)
+    start(desk, *claims[:2])
+    for page in (1, 3, 5, 7, 8):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nih_sched.store.retries.PAGE", page)
+            assert Retries(place.desk()).carriers() == {one.id: one.rq_id for one in claims[2:]}
 
 
 def test_one_of_several_producers_takes_a_due_claim(place: Place) -> None:

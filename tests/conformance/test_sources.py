@@ -86,7 +86,7 @@ def test_our_tables_may_stand_in_another_schema(place: Place, elsewhere: str) ->
     place.jobs("Pending", "Pending")
     desk = place.desk(ledger_schema=elsewhere)
     assert inspect(place.engine).get_table_names() == ["jobs"]
-    assert len(inspect(place.engine).get_table_names(schema=elsewhere)) == 4
+    assert len(inspect(place.engine).get_table_names(schema=elsewhere)) == 5
     (one, _) = claim(desk)
     start(desk, one)
     assert finish(desk, one, Outcome.FAILED) == [Fate(State.RETRYING, 1, 0.0)]

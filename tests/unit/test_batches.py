@@ -23,17 +23,18 @@ from nih_sched.store import Looks
         ([], None),
         ([0.0], MOST),
         ([0.001], MOST),
-        ([0.005] * 3, 200),
-        ([0.02], 50),
-        ([0.05], 20),
-        ([0.51], 1),
+        ([0.005] * 3, 400),
+        ([0.02], 100),
+        ([0.05], 40),
+        ([0.51], 3),
+        ([1.01], 1),
         ([3600.0], 1),
         ([0.001] * 99 + [60.0], 1),
-        ([0.001] * 99 + [1.0], 16),
-        ([0.001, 0.002, 0.003] * 20, 482),
+        ([0.001] * 99 + [1.0], 51),
+        ([0.001, 0.002, 0.003] * 20, 974),
     ],
 )
-def test_a_batch_is_a_second_of_work(seconds: list[float], size: int | None) -> None:
+def test_a_batch_is_two_seconds_of_work(seconds: list[float], size: int | None) -> None:
     assert fitting(seconds) == size
 
 
@@ -82,7 +83,7 @@ def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.Mo
     now += batches.FIRST_EVERY
     sizes.look()
     assert sizes.size == MOST
-    measured.seconds = [1.0]
+    measured.seconds = [2.0]
     now += batches.LOOK_EVERY
     sizes.look()
     assert sizes.size == 1

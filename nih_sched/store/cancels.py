@@ -1,0 +1,38 @@
+"""Whether a row that runs has been cancelled: asked by whoever can stop it."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from nih_sched.model import Claim, State
+from nih_sched.store.desk import Desk
+from nih_sched.store.running import claim_of
+
+
+class Cancels:
+    """Two short statements, each by a primary key."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    @property
+    def can_be(self) -> bool:
+        """Whether the cancelled word tells a cancelled row from one on its way."""
+        words = self._desk.rows.words
+        return words[State.CANCELLED] not in {words[one] for one in (State.QUEUED, State.STARTED, State.RETRYING)}
+
+    def running(self, claim_id: int) -> tuple[Claim, str] | None:
+        """A claim whose attempt runs, with the run that guards it; None when it doesn't."""
+        attempts = self._desk.ledger.attempts
+        begun = attempts.c.started_at.is_not(None) & attempts.c.finished_at.is_(None)
+        query = select(attempts).where(attempts.c.id == claim_id, begun)
+        head = self._desk.read(lambda c: c.execute(query).first())
+        return None if head is None else (claim_of(head), head.run)
+
+    def is_cancelled(self, claim: Claim) -> bool:
+        """Whether the claim's row has the cancelled word now, whoever wrote it."""
+        rows = self._desk.rows
+        word = self._desk.dialect.is_word(rows.status, rows.words[State.CANCELLED])
+        statement = self._desk.once("is cancelled", lambda: select(rows.keys[0]).where(self._desk.given_rows, word))
+        given = self._desk.given_keys([claim.key])
+        return self._desk.read(lambda c: c.execute(statement, given).first()) is not None
