@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from nih_sched import steer, telemetry
+from nih_sched import reports, steer, telemetry
 from nih_sched.cli import listen
 from nih_sched.cli.options import seconds_of, settings_options
 from nih_sched.cli.steer import STEER, redis_of, who
 from nih_sched.errors import UsageError
 from nih_sched.model import Key, State, show_key
 from nih_sched.settings import Settings
-from nih_sched.steer import Pick, Result
+from nih_sched.steer import Result
 from nih_sched.store import Desk, open_desk
 from nih_sched.store.rows import parse_key
 
@@ -30,14 +30,15 @@ Change = Callable[..., Result]
 
 
 def _options(states: Sequence[State]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    names = click.Choice([state.value for state in states])
-    where = "Of those, the rows for which this is true; SQL over the table's columns."
-    since = "Of those, the rows with a claim that was opened or ended so lately: 90s, 30m, 1h, 2d."
+    names = ", ".join(state.value for state in states)
     given: list[Callable[..., Any]] = [
         settings_options(ROWS),
-        click.option("--state", "in_states", multiple=True, type=names, help="All rows in this state; repeat it."),
-        click.option("--where", "condition", metavar="SQL", help=where),
-        click.option("--since", metavar="TIME", help=since),
+        click.option("--state", "state", help=f"All rows in this state: {names}."),
+        click.option(
+            "--where", "condition", metavar="SQL", help="Of those: SQL over the row's columns and last error."
+        ),
+        click.option("--since", metavar="TIME", help="Of those: something happened to them in this time: 30m, 1h, 2d."),
+        click.option("--error", metavar="GROUP", help="Of those: their last failure is of this kind and place."),
         click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most so many rows, by key."),
         click.option("--yes", is_flag=True, help="Don't ask."),
         click.argument("keys", nargs=-1, metavar="[KEY]..."),
@@ -79,25 +80,26 @@ def _change(
     verb: str,
     done: str,
     *,
-    in_states: Sequence[str],
+    state: str | None,
     condition: str | None,
     since: str | None,
+    error: str | None,
     limit: int | None,
     yes: bool,
     keys: Sequence[str],
 ) -> int:
-    if bool(keys) == bool(in_states):
+    if bool(keys) == bool(state):
         raise UsageError(reason="Name rows: either KEYs or a --state.")
-    if keys and (condition or since or limit):
-        raise UsageError(reason="--where, --since and --limit go with --state, not with KEYs.")
+    if keys and (condition or since or error or limit):
+        raise UsageError(reason="--where, --since, --error and --limit go with --state, not with KEYs.")
     listen(settings)
     desk = open_desk(settings)
     try:
         chosen: Iterable[Key] = [parse_key(desk.rows, key) for key in dict.fromkeys(keys)]
         if not keys:
             age = None if since is None else seconds_of(since)
-            pick = Pick(tuple(State(state) for state in in_states), condition, age, limit)
-            chosen = itertools.chain.from_iterable(steer.pages(desk, pick))
+            selection = reports.select(desk, state=state, where=condition, since=age, error=error)
+            chosen = reports.keys(desk, selection, limit)
         if not yes and not (chosen := _ask(desk, verb, chosen)):
             click.echo("There are no such rows.")
             return 0

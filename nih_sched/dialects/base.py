@@ -102,13 +102,6 @@ class Dialect:
         """The same engine; its connections begin no transaction."""
         return with_option(engine, "isolation_level", "AUTOCOMMIT")
 
-    @contextlib.contextmanager
-    def reading_only(self, engine: Engine) -> Iterator[Connection]:
-        """A connection on which nothing can be written, whatever SQL of the user's runs there."""
-        with engine.connect() as connection:
-            connection.execute(text("SET TRANSACTION READ ONLY"))
-            yield connection
-
     def read(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction; once more on a new one if that one had died meanwhile."""
         try:
@@ -119,6 +112,19 @@ class Dialect:
                 raise
         with self.reading(engine) as connection:
             return work(connection)
+
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """A connection on which one may only read, and where a statement ends after so many seconds.
+
+        Raises:
+            DBAPIError: is_overdue() tells whether a statement took too long.
+        """
+        raise NotImplementedError
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """Whether a statement was ended because it took longer than looking() allows."""
+        raise NotImplementedError
 
     def forget_connections(self, engine: Engine) -> None:
         """Have the next statement run on a connection that was made anew: one may be sick in a way that only it knows.

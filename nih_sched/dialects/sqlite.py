@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event, text
+from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
@@ -24,6 +24,7 @@ from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 BUSY_SECONDS = 30.0
+STEPS = 2000  # of SQLite's byte code, between looks at the clock
 
 
 class SQLite(Dialect):
@@ -83,6 +84,24 @@ class SQLite(Dialect):
         with self.reading(engine) as connection:
             return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
 
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """No write lock is taken. A database in memory has this one connection, which is set right afterwards."""
+        with self.reading(engine) as connection:
+            driver: Any = connection.connection.driver_connection
+            until = time.monotonic() + seconds
+            driver.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            try:
+                yield connection
+            finally:
+                driver.set_progress_handler(None, 0)
+                connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """SQLITE_INTERRUPT."""
+        return getattr(error.orig, "sqlite_errorcode", None) == 9
+
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """The write lock is held already."""
         return query
@@ -126,16 +145,6 @@ class SQLite(Dialect):
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Text that isn't UTF-8; what SQLite itself refuses has a code."""
         return getattr(error.orig, "sqlite_errorcode", None) is None
-
-    @contextlib.contextmanager
-    def reading_only(self, engine: Engine) -> Iterator[Connection]:
-        """As of Dialect; there is no such transaction here, but such a connection."""
-        with self.reading(engine) as connection:
-            connection.execute(text("PRAGMA query_only = ON"))
-            try:
-                yield connection
-            finally:
-                connection.execute(text("PRAGMA query_only = OFF"))
 
     def is_refusal(self, error: DBAPIError) -> bool:
         """What SQLite itself says has a code; only a file that isn't its own any more looks like a locked one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,12 +71,6 @@ def of_row(attempts: Table, row_key: str) -> ColumnElement[bool]:
     """The records of one row, found by the index on them."""
     start = func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
     return (start == row_key[:KEY_START]) & (attempts.c.row_key == row_key)
-
-
-def of_rows(attempts: Table, row_keys: Sequence[str]) -> ColumnElement[bool]:
-    """The records of several rows, found as of_row() finds them."""
-    start = func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
-    return start.in_(dict.fromkeys(key[:KEY_START] for key in row_keys)) & attempts.c.row_key.in_(row_keys)
 
 
 @dataclass(frozen=True)

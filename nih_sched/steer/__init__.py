@@ -2,6 +2,5 @@
 
 from nih_sched.steer.pausing import pause, resume
 from nih_sched.steer.rows import Result, cancel, requeue
-from nih_sched.store.picks import Pick, pages
 
-__all__ = ["Pick", "Result", "cancel", "pages", "pause", "requeue", "resume"]
+__all__ = ["Result", "cancel", "pause", "requeue", "resume"]
