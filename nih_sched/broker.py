@@ -86,12 +86,17 @@ def connect(url: str) -> Redis:
     try:
         connection.ping()
     except RedisError as error:
-        raise UnreachableRedis(address=address(url), reason=_why(error)) from error
+        raise UnreachableRedis(address=address(url), reason=why(error)) from error
     return connection
 
 
-def client(url: str) -> Redis:
-    """A Redis connection that hasn't been tried yet."""
+def client(url: str, patience: float | None = None) -> Redis:
+    """A Redis connection that hasn't been tried yet.
+
+    Args:
+        url: the address.
+        patience: seconds for an answer, for those who only look; by default what a scheduler has.
+    """
     if not url.startswith(SCHEMES):
         raise BadSetting(
             name="--redis-url", value="…", origin="not shown", expected=f"an URL with {', '.join(SCHEMES)}"
@@ -100,11 +105,11 @@ def client(url: str) -> Redis:
     try:
         return Redis.from_url(
             url,
-            socket_connect_timeout=5,
-            socket_timeout=10,  # a server that is frozen must not keep us from stopping
+            socket_connect_timeout=patience or 5,
+            socket_timeout=patience or 10,  # a server that is frozen must not keep us from stopping
             **tcp,
             health_check_interval=30,
-            retry=ConnectionRetry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+            retry=ConnectionRetry(ExponentialBackoff(cap=0.5, base=0.05), 0 if patience else 2),
         )
     except ValueError:
         # The error's text may quote a piece of the password.
@@ -113,7 +118,8 @@ def client(url: str) -> Redis:
         ) from None
 
 
-def _why(error: RedisError) -> str:
+def why(error: RedisError) -> str:
+    """What a person may be told of an error of Redis."""
     # What a server says may quote what it was sent, AUTH's arguments too; what a socket says doesn't.
     if isinstance(error, OUTAGES) and not isinstance(error, AuthenticationError):
         return str(error)
@@ -197,6 +203,11 @@ def server_facts(connection: Redis) -> dict[str, Any]:
         with contextlib.suppress(ResponseError):
             facts |= connection.info(section)
     return facts
+
+
+def worker_names(queue: Queue) -> list[str]:
+    """The names of the RQ workers, ours or stock ones, that serve the queue."""
+    return sorted(str(key).rpartition("rq:worker:")[2] for key in get_keys(queue=queue))
 
 
 def promote(queue: Queue, rq_id: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import threading
 import time
@@ -25,6 +26,22 @@ def monotonic() -> float:
 def boot() -> float:
     """Seconds since this machine was started, those included for which it slept; no change of the date moves it."""
     return time.clock_gettime(_BOOT)
+
+
+_PERIOD = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d|w|)")
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def period(text: str) -> float:
+    """A time that a person has typed, 90, 45s, 10m, 2h, 30d or 1w, in seconds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _PERIOD.fullmatch(text.strip().lower())
+    if found is None:
+        raise ValueError(f"{text!r} is no length of time: expected 90s, 30m, 1h or 2d, say")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 class Bell:

@@ -106,6 +106,10 @@ class UnusableKey(UsageError):
     """Column(s) {columns} can't be the key of {table}: {reason}"""
 
 
+class NoSuchRow(UsageError):
+    """Table {table} has no row with the key {key}."""
+
+
 class CantCancel(UsageError):
     """The cancelled word {word!r} is also that of a {state} row, so it can cancel none. Set --cancelled-val."""
 

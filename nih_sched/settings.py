@@ -96,6 +96,13 @@ class Settings:
     where: str | None = _option(
         None, "SQL over the row's columns: which ready rows are ours.", metavar="SQL", shown="all"
     )
+    created_column: str | None = _option(
+        None,
+        "The column that says when a row was added, for the age of the oldest ready one.",
+        metavar="COLUMN",
+        shown="",
+        group="look",
+    )
     queued_val: str | None = _option(None, "The word for a claimed row.", metavar="WORD", shown="Queued")
     started_val: str | None = _option(None, "The word for a running row.", metavar="WORD", shown="Started")
     done_val: str | None = _option(None, "The word for a row that succeeded.", metavar="WORD", shown="Done")

@@ -23,14 +23,17 @@ COMMANDS = {
     "dashboard": ("run", "dashboard"),
     "doctor": ("doctor", "doctor_"),
     "init": ("tables", "init"),
+    "list": ("rows", "list_"),
     "pause": ("steer", "pause"),
     "producer": ("run", "producer"),
     "requeue": ("change", "requeue"),
     "resume": ("steer", "resume"),
     "run": ("run", "run"),
+    "show": ("look", "show"),
     "source": ("tables", "source"),
-    "status": ("tables", "status"),
+    "status": ("look", "status"),
     "uninstall": ("uninstall", "uninstall"),
+    "why": ("look", "why"),
     "worker": ("run", "worker_"),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from nih_sched import clock
 from nih_sched.errors import UsageError
 from nih_sched.settings import Settings, env_names, fields, load, option_name, value_type
 
@@ -27,8 +28,8 @@ TABLE = (
     "states",
     "config",
 )
+LOOK = (*TABLE, "redis_url", "created_column")
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Command = Callable[..., Any]
 
@@ -92,14 +93,10 @@ def seconds_of(text: str) -> float:
     Raises:
         UsageError: it is none.
     """
-    number, unit = (text[:-1], text[-1:]) if text[-1:] in UNITS else (text, "s")
     try:
-        seconds = float(number) * UNITS[unit]
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e10:
-        raise UsageError(reason=f"{text!r} is no length of time: expected 90s, 30m, 1h or 2d, say.")
-    return seconds
+        return clock.period(text)
+    except ValueError as error:
+        raise UsageError(reason=f"{error}.") from error
 
 
 def _option(name: str) -> Callable[[Command], Command]:
@@ -114,6 +111,7 @@ __all__ = [
     "COMMON",
     "DASHBOARD",
     "FIRST",
+    "LOOK",
     "RUN",
     "TABLE",
     "Settings",

@@ -1,4 +1,4 @@
-"""scheduler init, status, source."""
+"""scheduler init, source."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import click
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import ledger, sample, telemetry
+from nih_sched import ledger, sample
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect, dialect_of
 from nih_sched.dialects.base import reason
-from nih_sched.doctor.rows import orphans_of
 from nih_sched.errors import CantNotify, DatabaseRefused, NoSuchTable
-from nih_sched.model import State, decode_key, show_key
+from nih_sched.model import State
 from nih_sched.settings import Settings
-from nih_sched.store import Looks, open_desk
+from nih_sched.store import open_desk
 from nih_sched.table import RowTable, find_table, reflect
 
 
@@ -75,41 +74,6 @@ def _create(engine: Engine, statements: list[str], what: str, *, briefly: bool =
     except SQLAlchemyError as error:
         raise DatabaseRefused(address=address(engine.url), what=what, reason=reason(error)) from error
     click.echo("\n".join(f"Created: {statement};" for statement in statements if statement.startswith("CREATE")))
-
-
-@click.command()
-@settings_options(TABLE)
-def status(settings: Settings) -> None:
-    """Print how many rows there are in each state, and the newest failures with their reasons."""
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and for this command alone
-    from rich.table import Table as RichTable  # noqa: PLC0415
-
-    desk = open_desk(settings, create_ledger=False)
-    looks = Looks(desk)
-    console = Console(highlight=False, markup=False)  # the table's words are not ours
-    counts = looks.by_word()
-    table = RichTable("state", f"{desk.rows.status.name}", "rows")
-    by_word: dict[str | int, list[str]] = {}
-    for state in State:
-        by_word.setdefault(desk.rows.words[state], []).append(state.value)
-    for word, states in by_word.items():
-        table.add_row(", ".join(states), str(word), str(counts.pop(word, 0)))
-    for word, count in counts.items():
-        table.add_row("(not ours)", telemetry.one_line(str(word)), str(count))
-    console.print(f"{address(settings.database_url)} · {desk.rows.name} · source {desk.source.name}", soft_wrap=True)
-    console.print(table)
-    made = ledger.exists(desk.engine, desk.ledger)
-    for finding in orphans_of(desk) if made else []:
-        console.print(telemetry.one_line(f"{finding.what}. See: scheduler doctor"), soft_wrap=True)
-    if made and (failures := looks.last_failures(10)):
-        shown = RichTable("failed row", "attempts", "how", "reason")
-        shown.columns[0].overflow = "fold"  # a key that is cut off names no row
-        for row in failures:
-            first = "".join((row.reason or "").strip().splitlines()[:1])[:200]
-            key = telemetry.one_line(show_key(decode_key(row.row_key)))
-            shown.add_row(key, str(row.attempt), row.outcome, telemetry.one_line(first))
-        console.print(shown, markup=False)
-    desk.close()
 
 
 @click.command()

@@ -120,6 +120,19 @@ class Dialect:
         with self.reading(engine) as connection:
             return work(connection)
 
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """A connection on which one may only read, and where a statement ends after so many seconds.
+
+        Raises:
+            DBAPIError: is_overdue() tells whether a statement took too long.
+        """
+        raise NotImplementedError
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """Whether a statement was ended because it took longer than looking() allows."""
+        raise NotImplementedError
+
     def forget_connections(self, engine: Engine) -> None:
         """Have the next statement run on a connection that was made anew: one may be sick in a way that only it knows.
 

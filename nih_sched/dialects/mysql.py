@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -66,6 +67,24 @@ class MySQL(Dialect):
             pool_recycle=3600,  # servers close idle connections after wait_timeout
             connect_args={"connect_timeout": 10, "init_command": INIT} | _tls(url),
         )
+
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """MariaDB counts in seconds, MySQL in milliseconds; both for the session, which gets back what it had."""
+        with engine.connect() as connection:
+            name, unit = ("max_statement_time", 1) if engine.dialect.is_mariadb else ("max_execution_time", 1000)  # type: ignore[attr-defined]
+            limit = f"{seconds * unit:.3f}" if unit == 1 else f"{max(1, round(seconds * unit))}"
+            connection.exec_driver_sql(f"SET SESSION {name} = {limit}")
+            connection.exec_driver_sql("START TRANSACTION READ ONLY")
+            try:
+                yield connection
+            finally:
+                connection.rollback()
+                connection.exec_driver_sql(f"SET SESSION {name} = DEFAULT")
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """Of MariaDB and of MySQL."""
+        return _code(error) in (1969, 3024)
 
     def wait_briefly(self, connection: Connection) -> None:
         """For the session, as there is nothing shorter; who retries anyway doesn't mind."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -141,6 +142,18 @@ class PostgreSQL(Dialect):
     def wait_briefly(self, connection: Connection) -> None:
         """For this transaction alone."""
         connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """For this transaction alone."""
+        with engine.begin() as connection:
+            limit = f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}"
+            connection.exec_driver_sql(f"SET TRANSACTION READ ONLY; {limit}")
+            yield connection
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """https://www.postgresql.org/docs/current/errcodes-appendix.html: query_canceled."""
+        return getattr(error.orig, "sqlstate", None) == "57014"
 
     def is_word(self, column: Column[Any], word: Word) -> ColumnElement[bool]:
         """Citext and nondeterministic collations take other words for equal; ordinary columns don't."""

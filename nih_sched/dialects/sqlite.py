@@ -24,6 +24,7 @@ from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 BUSY_SECONDS = 30.0
+STEPS = 2000  # of SQLite's byte code, between looks at the clock
 
 
 class SQLite(Dialect):
@@ -82,6 +83,24 @@ class SQLite(Dialect):
         """As the file has it."""
         with self.reading(engine) as connection:
             return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
+
+    @contextlib.contextmanager
+    def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
+        """No write lock is taken. A database in memory has this one connection, which is set right afterwards."""
+        with self.reading(engine) as connection:
+            driver: Any = connection.connection.driver_connection
+            until = time.monotonic() + seconds
+            driver.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+            try:
+                yield connection
+            finally:
+                driver.set_progress_handler(None, 0)
+                connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+    def is_overdue(self, error: DBAPIError) -> bool:
+        """SQLITE_INTERRUPT."""
+        return getattr(error.orig, "sqlite_errorcode", None) == 9
 
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """The write lock is held already."""

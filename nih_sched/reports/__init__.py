@@ -1,0 +1,28 @@
+"""What a person asks of a source: how it does, why a row waits, what became of it. Commands and web show the same."""
+
+from nih_sched.reports.rows import Group, Groups, Listed, ListedRow, groups, keys, rows, select
+from nih_sched.reports.servers import RedisSeen
+from nih_sched.reports.show import Attempt, Shown, show
+from nih_sched.reports.status import Status, status
+from nih_sched.reports.why import SENTENCES, Situation, Why, why
+
+__all__ = [
+    "SENTENCES",
+    "Attempt",
+    "Group",
+    "Groups",
+    "Listed",
+    "ListedRow",
+    "RedisSeen",
+    "Shown",
+    "Situation",
+    "Status",
+    "Why",
+    "groups",
+    "keys",
+    "rows",
+    "select",
+    "show",
+    "status",
+    "why",
+]

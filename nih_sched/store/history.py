@@ -1,0 +1,159 @@
+"""A row's history: its records in the ledger, the newest first, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import and_, func, literal_column, select
+from sqlalchemy.sql import ColumnElement
+
+from nih_sched.dialects import Now
+from nih_sched.ledger import of_row
+from nih_sched.ledger.shape import KEY_START
+from nih_sched.model import FAILURES, Key, Outcome, encode_key
+from nih_sched.store.desk import Desk
+
+FAILED = frozenset({*(one.value for one in FAILURES), Outcome.LOST.value})
+MOST = 2000  # records of one row that are read: --tries has a limit, and requeues have none
+AT_ONCE = 500  # rows whose records are looked up by one statement
+NAMES = (
+    *("id", "of_claim", "source", "attempt", "failures", "tries", "open_key", "rq_id", "claimed_by", "claimed_at"),
+    *("due_at", "sent_at", "started_at", "finished_at", "worker", "lease", "outcome", "seconds", "reason", "error"),
+    *("interruptions", "ended_by", "late"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attempt, or one that is to come; instants are in UTC."""
+
+    id: int
+    claim: int
+    source: str
+    attempt: int
+    failures: int
+    tries: int
+    is_head: bool  # it stands for its claim's newest attempt
+    is_open: bool  # its claim hasn't ended
+    rq_id: str | None
+    claimed_by: str | None
+    claimed_at: datetime
+    due_at: datetime | None
+    sent_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    worker: str | None
+    lease: str | None
+    outcome: str | None
+    seconds: float | None
+    reason: str | None
+    error: str | None
+    interruptions: int
+    ended_by: str | None
+    late: str | None
+
+    @property
+    def is_running(self) -> bool:
+        """It has begun and not ended."""
+        return self.is_open and self.started_at is not None and self.finished_at is None
+
+    @property
+    def is_waiting(self) -> bool:
+        """It waits for its time; version 1 leaves due_at once it has sent."""
+        if not self.is_open or self.started_at is not None or self.due_at is None:
+            return False
+        return self.sent_at is None or self.sent_at < self.due_at
+
+    @property
+    def has_failed(self) -> bool:
+        """It ended, and badly."""
+        return self.outcome in FAILED
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The long texts of one attempt."""
+
+    traceback: str | None
+    result: str | None
+    output: str | None
+    cpu_seconds: float | None
+    peak_memory: int | None  # bytes
+
+
+def utc(instant: Any) -> Any:
+    """An instant of the database's, with its time zone said; None stays None, a text becomes what it says."""
+    if isinstance(instant, str):
+        instant = datetime.fromisoformat(instant)
+    if instant is None or not isinstance(instant, datetime):
+        return None
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+
+
+class History:
+    """Reads the ledger of a source's table; claims of any source on the row count."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._attempts = desk.ledger.attempts
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        instant: datetime = utc(self._desk.read(lambda c: c.execute(select(Now())).scalar_one()))
+        return instant
+
+    def of(self, key: Key) -> list[Record]:
+        """A row's records: the newest attempt first, or the one that is to come."""
+        c = self._attempts.c
+        query = select(*self._columns()).where(of_row(self._attempts, encode_key(key)))
+        rows = self._desk.read(lambda x: x.execute(query.order_by(c.id.desc()).limit(MOST)).all())
+        return in_order(map(_record, rows))
+
+    def texts(self, records: Iterable[Record]) -> dict[int, Texts]:
+        """The long texts of these, by the record's id."""
+        c = self._attempts.c
+        query = select(c.id, c.traceback, c.result, c.output, c.cpu_seconds, c.peak_memory)
+        query = query.where(c.id.in_([record.id for record in records]))
+        return {row[0]: Texts(*row[1:]) for row in self._desk.read(lambda x: x.execute(query).all())}
+
+    def of_rows(self, keys: Sequence[Key]) -> dict[Key, list[Record]]:
+        """The records of several rows, each as of() gives them; rows without any aren't there."""
+        by_text = {encode_key(key): key for key in keys}
+        found: dict[Key, list[Record]] = {}
+        texts = list(by_text)
+        for start in range(0, len(texts), AT_ONCE):
+            c = self._attempts.c
+            query = select(c.row_key, *self._columns()).where(self._of_rows(texts[start : start + AT_ONCE]))
+            for row in self._desk.read(lambda x, q=query: x.execute(q).all()):  # type: ignore[misc]
+                found.setdefault(by_text[row[0]], []).append(_record(row[1:]))
+        return {key: in_order(records) for key, records in found.items()}
+
+    def _of_rows(self, texts: Sequence[str]) -> ColumnElement[bool]:
+        row_key = self._attempts.c.row_key
+        start = func.substr(row_key, literal_column("1"), literal_column(str(KEY_START)))
+        return and_(start.in_(list(dict.fromkeys(text[:KEY_START] for text in texts))), row_key.in_(texts))
+
+    def _columns(self) -> list[ColumnElement[Any]]:
+        return [self._attempts.c[name] for name in NAMES]
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """Newest claim first, and within it the newest attempt."""
+    return sorted(records, key=lambda one: (one.claim, one.attempt, one.is_head), reverse=True)
+
+
+def last_failure(records: Sequence[Record]) -> Record | None:
+    """The newest attempt that ended badly."""
+    return next((record for record in records if record.has_failed), None)
+
+
+def _record(row: Sequence[Any]) -> Record:
+    facts: dict[str, Any] = dict(zip(NAMES, row, strict=True))
+    of_claim, is_open = facts.pop("of_claim"), facts.pop("open_key") is not None
+    facts |= {name: utc(facts[name]) for name in facts if name.endswith("_at")}
+    facts["interruptions"] = facts["interruptions"] or 0
+    head = of_claim is None
+    return Record(claim=of_claim or facts["id"], is_head=head, is_open=head and is_open, **facts)

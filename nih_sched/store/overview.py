@@ -1,0 +1,294 @@
+"""What a source looks like as a whole: counts within a time, samples, who works on what. All of it is quick."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import case, func, literal_column, select
+from sqlalchemy.exc import DBAPIError
+
+from nih_sched import clock
+from nih_sched.dialects import Now
+from nih_sched.dialects.base import claimable
+from nih_sched.model import Key, State, decode_key
+from nih_sched.store.desk import Desk
+from nih_sched.store.history import utc
+from nih_sched.store.listing import beyond, in_key_order
+from nih_sched.store.retries import sent, waiting
+
+AT_ONCE = 0.15  # seconds in which all rows may be counted; then only as many as there is time for
+WALK = 0.15  # seconds for that
+STEP = 20_000
+SAMPLE = 2000  # ended attempts that run and waiting times are told from
+NEAR = 20_000  # records of the ledger's end, of all sources, among which they are looked for
+BOUND = 1_000_000  # rows that are counted by an index at most
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many; `more` if there are at least so many."""
+
+    rows: int
+    more: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.rows:,}{'+' if self.more else ''}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One of the newest attempts that have ended."""
+
+    outcome: str
+    seconds: float | None
+    waited: float | None  # from its claim to its start; of first attempts
+    finished_at: datetime
+
+
+@dataclass(frozen=True)
+class Running:
+    """An attempt that runs."""
+
+    key: Key
+    attempt: int
+    worker: str
+    lease: str | None
+    seconds: float  # since it began
+
+
+@dataclass(frozen=True)
+class LeaderSeen:
+    """Which producer leads a source, or did."""
+
+    name: str
+    host: str
+    pid: int
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Claims that wait for their next attempt."""
+
+    count: int
+    next_in: float | None  # seconds until the first of them is due; negative when it is overdue
+
+
+class Overview:
+    """Counts and samples of one source."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._rows = desk.rows
+        self._attempts = desk.ledger.attempts
+
+    @property
+    def _ready(self) -> Any:
+        words = self._rows.words
+        return claimable(self._desk.dialect, self._rows.status, words[State.READY], self._rows.conditions)
+
+    def by_word(self) -> tuple[dict[Any, int], bool]:
+        """How many rows there are of each word, and whether that is all of them."""
+        status = self._rows.status
+        whole = select(status, func.count()).group_by(status)
+        try:
+            with self._desk.dialect.looking(self._desk.engine, AT_ONCE) as connection:
+                return {row[0]: row[1] for row in connection.execute(whole).all()}, True
+        except DBAPIError as error:
+            if not self._desk.dialect.is_overdue(error):
+                raise
+        return self._newest_by_word()
+
+    def _newest_by_word(self) -> tuple[dict[Any, int], bool]:
+        keys, status = self._rows.keys, self._rows.status
+        counts: dict[Any, int] = {}
+        after: Key | None = None
+        until = clock.monotonic() + WALK
+        while (left := until - clock.monotonic()) > 0:
+            query = select(*keys, status.label("nih_sched_word")).order_by(*in_key_order(keys, True)).limit(STEP)
+            if after is not None:
+                query = query.where(beyond(keys, after, True))
+            step = query.subquery()
+            word = step.c.nih_sched_word
+            some = [step.c[key.name] for key in keys]
+            last = select(*some).order_by(*some).limit(1)
+            try:
+                with self._desk.dialect.looking(self._desk.engine, left) as connection:
+                    found = connection.execute(select(word, func.count()).group_by(word)).all()
+                    end = connection.execute(last).one_or_none()
+            except DBAPIError as error:
+                if not self._desk.dialect.is_overdue(error):
+                    raise
+                return counts, False
+            for row in found:
+                counts[row[0]] = counts.get(row[0], 0) + row[1]
+            if end is None or sum(row[1] for row in found) < STEP:
+                return counts, True
+            after = tuple(end)
+        return counts, False
+
+    def ready(self, bound: int = BOUND, seconds: float = AT_ONCE) -> Count:
+        """How many rows are ready for this source, counted by the recommended index."""
+        some = select(self._rows.keys[0]).where(self._ready).limit(bound + 1).subquery()
+        return self._bounded(select(func.count()).select_from(some), bound, seconds)
+
+    def ready_before(self, key: Key, bound: int, seconds: float = AT_ONCE) -> Count:
+        """How many ready rows come before this one."""
+        earlier = beyond(self._rows.keys, key, True)
+        some = select(self._rows.keys[0]).where(self._ready, earlier).limit(bound + 1).subquery()
+        return self._bounded(select(func.count()).select_from(some), bound, seconds)
+
+    def _bounded(self, query: Any, bound: int, seconds: float) -> Count:
+        try:
+            with self._desk.dialect.looking(self._desk.engine, seconds) as connection:
+                count = int(connection.execute(query).scalar_one())
+        except DBAPIError as error:
+            if not self._desk.dialect.is_overdue(error):
+                raise
+            return Count(0, more=True)
+        return Count(min(count, bound), more=count > bound)
+
+    def is_claimable(self, key: Key) -> bool:
+        """Whether a row is ready, and not left out by --where."""
+        query = select(self._rows.keys[0]).where(self._rows.keyed([key]), self._ready)
+        return self._desk.read(lambda c: c.execute(query).first()) is not None
+
+    def row(self, key: Key) -> dict[str, Any] | None:
+        """The row's values by column; None when there is none."""
+        query = select(*self._rows.table.columns).where(self._rows.keyed([key]))
+        found = self._desk.read(lambda c: c.execute(query).first())
+        return None if found is None else dict(zip(self._rows.columns, tuple(found), strict=True))
+
+    def first_ready(self, created: str | None) -> tuple[Key, float | None] | None:
+        """The key of the ready row that is first in line, and for how many seconds it has been there.
+
+        Args:
+            created: the column that says when a row was added: an instant, or seconds since 1970.
+        """
+        age: Any = literal_column("NULL")
+        if created is not None:
+            age = self._rows.table.columns[created]
+        query = select(*self._rows.keys, age.label("created"), *self._instants()).where(self._ready)
+        query = query.order_by(*self._rows.keys).limit(1)
+        found = self._desk.read(lambda c: c.execute(query).first())
+        if found is None:
+            return None
+        *key, since, local, now = found
+        return tuple(key), _age(since, local, utc(now))
+
+    def _instants(self) -> list[Any]:
+        # Texts and plain instants are in the session's own time, as what CURRENT_TIMESTAMP has put there.
+        name = self._desk.dialect.name
+        return [func.localtimestamp() if name == "postgresql" else func.current_timestamp(), Now()]
+
+    def samples(self) -> list[Sample]:
+        """The newest attempts that ended, newest first."""
+        c = self._attempts.c
+        newest = select(func.max(c.id)).scalar_subquery()
+        query = (
+            select(c.outcome, c.seconds, c.attempt, c.claimed_at, c.started_at, c.finished_at)
+            .where(c.id > newest - NEAR, c.source == self._desk.source.name, c.finished_at.is_not(None))
+            .order_by(c.id.desc())
+            .limit(SAMPLE)
+        )
+        return [
+            Sample(row.outcome, row.seconds, _waited(row), utc(row.finished_at))
+            for row in self._desk.read(lambda x: x.execute(query).all())
+        ]
+
+    def running(self, limit: int = 1000) -> list[Running]:
+        """What runs now, of any source, longest first."""
+        c = self._attempts.c
+        query = (
+            select(c.row_key, c.attempt, c.worker, c.lease, c.started_at, Now())
+            .where(c.open_key > "", c.started_at.is_not(None), c.finished_at.is_(None))
+            .where(c.source == self._desk.source.name)
+            .order_by(c.started_at)
+            .limit(limit)
+        )
+        found = self._desk.read(lambda x: x.execute(query).all())
+        return [
+            Running(decode_key(k), attempt, worker or "", lease, (utc(now) - utc(began)).total_seconds())
+            for k, attempt, worker, lease, began, now in found
+        ]
+
+    def claimed(self) -> int:
+        """How many claims were sent and haven't begun."""
+        c = self._attempts.c
+        ours = (c.open_key > "") & (c.source == self._desk.source.name) & c.started_at.is_(None)
+        query = select(func.count()).where(ours, sent(self._attempts))
+        return int(self._desk.read(lambda x: x.execute(query).scalar_one()))
+
+    def claimed_before(self, claim: int) -> int:
+        """How many claims that haven't begun were opened before this one."""
+        c = self._attempts.c
+        ours = (c.open_key > "") & (c.source == self._desk.source.name) & c.started_at.is_(None)
+        query = select(func.count()).where(ours, sent(self._attempts), c.id < claim)
+        return int(self._desk.read(lambda x: x.execute(query).scalar_one()))
+
+    def retries(self) -> Waiting:
+        """What waits for its next attempt."""
+        query = select(func.count(), func.min(self._attempts.c.due_at), Now())
+        query = query.where(waiting(self._attempts, self._desk.source.name))
+        count, due, now = self._desk.read(lambda x: x.execute(query).one())
+        return Waiting(count, None if due is None else (utc(due) - utc(now)).total_seconds())
+
+    def leader(self) -> LeaderSeen | None:
+        """Who leads, or did last."""
+        c = self._desk.ledger.sources.c
+        holds = case((c.leader_until > Now(), 1), else_=0)
+        query = select(c.leader, holds).where(c.name == self._desk.source.name)
+        found = self._desk.read(lambda x: x.execute(query).one_or_none())
+        if found is None or found[0] is None:
+            return None
+        name, host, pid, _ = json.loads(found[0])
+        return LeaderSeen(name, host.partition(" ")[0], pid, bool(found[1]))
+
+    def redis_lost_at(self) -> datetime | None:
+        """Since when producers of this source have found Redis away."""
+        c = self._desk.ledger.sources.c
+        query = select(c.redis_lost_at).where(c.name == self._desk.source.name)
+        lost: datetime | None = utc(self._desk.read(lambda x: x.execute(query).scalar()))
+        return lost
+
+    def unserved_since(self, minutes: int) -> int:
+        """How many claims workers gave back in these last minutes because they don't serve the source."""
+        c = self._desk.ledger.counts.c
+        first = int(utc(self._desk.read(lambda x: x.execute(select(Now())).scalar_one())).timestamp()) // 60 - minutes
+        query = select(func.sum(c.value)).where(c.source == self._desk.source.name, c.name == "unserved")
+        return int(self._desk.read(lambda x: x.execute(query.where(c.minute >= first)).scalar()) or 0)
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The value below which this share of them lies; None of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def _waited(row: Any) -> float | None:
+    if row.attempt != 1 or row.started_at is None:
+        return None
+    waited: float = (utc(row.started_at) - utc(row.claimed_at)).total_seconds()
+    return max(0.0, waited)
+
+
+def _age(since: Any, local: Any, now: datetime) -> float | None:
+    if since is None or isinstance(since, bool):
+        return None
+    if not isinstance(since, str | datetime):
+        try:
+            return now.timestamp() - float(since)
+        except (TypeError, ValueError):
+            return None
+    try:
+        at = datetime.fromisoformat(since) if isinstance(since, str) else since
+        here = datetime.fromisoformat(local) if isinstance(local, str) else local
+    except ValueError:
+        return None
+    if at.tzinfo is not None:
+        return (now - at).total_seconds()
+    return float((here.replace(tzinfo=None) - at).total_seconds())
