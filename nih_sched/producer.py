@@ -172,7 +172,7 @@ class Producer:
         if due:
             self._next_pause = clock.monotonic() + PAUSE_EVERY
             if self._paused:
-                self._withdraw(self._claims.give_back(of_all=True))
+                self._withdraw(self._claims.give_all_back())
         return self._paused
 
     def loop(self, wake: Wake, rescuer: Rescuer) -> dict[str, int] | None:

@@ -38,7 +38,7 @@ SENTENCES: dict[str, str] = {
     "goes_on": "source {source} isn't paused any more",
     "requeued": "{by} set {count} rows back to ready: {keys}",
     "cancelled_rows": "{by} cancelled {count} rows, {running} of them running: {keys}",
-    "cancelled_running": "row {key} cancelled while it ran, and stopped after {seconds:.1f} s (attempt {attempt})",
+    "cancelled_running": "row {key} cancelled while it ran, and stopped (attempt {attempt})",
     "unserved": "gave {count} rows of source {source} back: this worker doesn't serve it",
     "refused_job": "refused RQ job {rq_id}: {reason}",
     "job_failed": "a job of source {source} failed, not by its rows: {reason}",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from nih_sched import host, keeper
 from nih_sched.runner.cancelling import keepers_watch
+from nih_sched.runner.perform import is_interruptible
 from nih_sched.runner.site import Site
 from nih_sched.store import Hold
 
@@ -30,7 +31,7 @@ def kept(site: Site, source: str) -> Iterator[None]:
         return
     slots = keeper.Slots(1)
     site.slot = slots.slots[0]  # the watch finds it there
-    watch = keepers_watch(site, source, os.getpid())
+    watch = keepers_watch(site, source, os.getpid()) if is_interruptible() else None
     site.close()  # no fork may carry a connection
     # It has no connection of its own until a renewal is due: most rows end before.
     keeper.start(slots, site.settings, patrol=False, watch=watch)

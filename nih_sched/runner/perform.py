@@ -140,6 +140,11 @@ def _forget_signals() -> None:
     _let_signals()
 
 
+def is_interruptible() -> bool:
+    """Whether INTERRUPT ends the row in hand here, and not the process."""
+    return signal.getsignal(INTERRUPT) is _on_interrupt
+
+
 def interrupt_asked() -> bool:
     """Whether the worker has asked this horse to stop: begin no further row."""
     return _interrupt_asked

@@ -75,7 +75,7 @@ def _give_back(desk: Desk, name: str, connection: Redis | None) -> None:
             desk = source_desk(desk.engine, desk.ledger, name, source_facts(desk.engine, desk.ledger, name) or "{}")
         except BadLedger:
             return  # its table is gone: nothing is left to give back
-    void = Claims(desk, "", 0).give_back(of_all=True)
+    void = Claims(desk, "", 0).give_all_back()
     if connection is not None and void:
         with contextlib.suppress(*broker.OUTAGES):
             broker.withdraw(broker.queue_of(connection, name), void)

@@ -39,9 +39,9 @@ class Result:
         return {
             "changed": self.changed,
             "running": self.running,
-            "left": [{"key": list(map(str, key)), "state": word} for key, word in self.left],
+            "left": [{"key": show_key(key), "word": word} for key, word in self.left],
             "unfit": self.unfit,
-            "missing": [list(map(str, key)) for key in self.missing],
+            "missing": list(map(show_key, self.missing)),
             "absent": self.absent,
         }
 

@@ -170,8 +170,8 @@ class Claims:
             full |= set(self._desk.read(partial(_column, query)))
         return [rq_id for rq_id in dict.fromkeys(rq_ids) if rq_id not in full]
 
-    def give_back(self, ids: Sequence[int] | None = None, *, of_all: bool = False) -> list[str]:
-        """Give back what this producer (or anyone, of the claims `ids`, or all) has claimed and no worker has begun.
+    def give_back(self, ids: Sequence[int] | None = None) -> list[str]:
+        """Give back what this producer (or anyone, of the claims `ids`) has claimed and no worker has begun.
 
         A first attempt goes back to ready as if it had never been claimed. A claim that has spent tries keeps them: it
         stays open, due at once, for the next scheduler to send.
@@ -182,11 +182,10 @@ class Claims:
         attempts = self._desk.ledger.attempts
         void: list[str] = []
         while True:
-            chosen = attempts.c.source == self._desk.source.name
-            if ids is not None:
-                chosen &= self._desk.among(attempts.c.id, list(ids))
-            elif not of_all:
-                chosen &= attempts.c.claimed_by == self._producer
+            mine = (
+                attempts.c.claimed_by == self._producer if ids is None else self._desk.among(attempts.c.id, list(ids))
+            )
+            chosen = (attempts.c.source == self._desk.source.name) & mine
             query = (
                 select(attempts.c.id, attempts.c.row_key, attempts.c.rq_id)
                 .where(chosen, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
@@ -199,6 +198,24 @@ class Claims:
                 break
         self._desk.transact(lambda c: self._make_due(c, chosen))
         return self.carrying_nothing(void)
+
+    def give_all_back(self) -> list[str]:
+        """As give_back(), of whatever anybody has claimed for this source."""
+        void: list[str] = []
+        after: str | None = ""
+        while after is not None:
+            ids, after = self._unbegun(after)
+            if ids:
+                void += self.give_back(ids)
+        return void
+
+    def _unbegun(self, after: str) -> tuple[list[int], str | None]:
+        # By the order of the index on open claims, as Retries.carriers(): the ledger may be large.
+        c = self._desk.ledger.attempts.c
+        query = select(c.id, c.open_key, c.source, c.started_at).where(c.open_key > after)
+        page = self._desk.read(partial(_rows, query.order_by(c.open_key).limit(CHUNK)))
+        ids = [row.id for row in page if row.source == self._desk.source.name and row.started_at is None]
+        return ids, page[-1].open_key if len(page) == CHUNK else None
 
     def _give_back_chunk(self, connection: Connection, query: Select[Any]) -> tuple[int, list[str]]:
         rows, attempts = self._desk.rows, self._desk.ledger.attempts
@@ -232,6 +249,10 @@ class Claims:
             .where(attempts.c.attempt > 1, or_(attempts.c.sent_at.is_not(None), attempts.c.due_at.is_(None)))
             .values(due_at=After(0.0), sent_at=None)
         )
+
+
+def _rows(query: Select[Any], connection: Connection) -> Sequence[Any]:
+    return connection.execute(query).all()
 
 
 def _column(query: Select[Any], connection: Connection) -> Sequence[Any]:

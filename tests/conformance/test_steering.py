@@ -61,7 +61,7 @@ def test_a_pause_holds_retries_and_the_rest_of_a_batch_too(place: Place) -> None
     assert run.start([second.id], []) == []
     assert start(desk, *(due.claim for due in Retries(desk).due(10)), run="retry") == []
     assert Looks(desk).around(rows=True).due is None
-    assert len(Claims(desk, "", 0).give_back(of_all=True)) == 1
+    assert len(Claims(desk, "", 0).give_all_back()) == 1
     assert place.states() == {1: "Queued", 2: "Started", 3: "Pending"}
     Pauses(desk).resume([desk.source.name])
     assert len(start(desk, *(due.claim for due in Retries(desk).due(10)), run="retry")) == 1
