@@ -43,9 +43,9 @@ def test_it_writes_while_rows_run(place: Place, events: Events) -> None:
         hand.take(one.id)
         hand.tell(Ended(one, Outcome.DONE, at=0.0))
     hand.take(claims[3].id)
-    steward.look()
+    steward.look(0)
     assert set(place.states().values()) == {"Started"}  # it may have company soon
-    steward.look()
+    steward.look(0)
     assert place.states() == {n: "Done" if n <= 3 else "Started" for n in range(1, 13)}
     assert not hand.is_behind
     assert events[1:] == [("done_together", {"count": 3, "seconds": 0.0})]

@@ -152,8 +152,8 @@ def test_an_owners_cancel_is_kept(work: Work) -> None:
         work.sql("UPDATE work SET state = 'Cancelled' WHERE id IN (1, 2)")
         eventually(lambda: work.ran()["end 3"] == 1)
         eventually(lambda: work.states() == {"Cancelled": 2, "Done": 1})
-    assert work.ran()["begin 2"] == 0
-    assert work.attempts(1)[0].outcome == "done"
+    assert work.ran()["begin 2"] == work.ran()["end 1"] == 0
+    assert work.attempts(1)[0].outcome == "cancelled"
     assert work.attempts(2)[0].outcome == "cancelled"
 
 
