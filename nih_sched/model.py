@@ -171,6 +171,7 @@ class Ended(NamedTuple):
     final: bool = False  # the handler raised Fail: whatever tries are left are not for this row
     postpone: float = 0.0  # for Outcome.POSTPONED: seconds until the next attempt
     at: float | None = None  # when it ended, by the boot clock; None: just now
+    error: str | None = None  # the failure's kind and place, by which failures are grouped
 
     def told(self) -> bytes:
         """What a horse tells its worker, in case that it dies before it has written it down: all but the claim."""
@@ -178,7 +179,7 @@ class Ended(NamedTuple):
             return _PLAIN.pack(self.claim.id, self.seconds, self.at)  # most of all
         texts = [clean_text(text) for text in (self.reason, self.traceback, self.result)]
         facts = [self.claim.id, self.outcome.value, self.seconds, self.at, *texts, self.final, self.postpone]
-        return json.dumps(facts).encode()
+        return json.dumps([*facts, clean_text(self.error)]).encode()
 
     @staticmethod
     def claim_told(text: bytes) -> int:
@@ -191,8 +192,8 @@ class Ended(NamedTuple):
         if len(text) == _PLAIN.size:
             _, seconds, at = _PLAIN.unpack(text)
             return cls(claim, Outcome.DONE, seconds=seconds, at=at)
-        _, outcome, seconds, at, reason, traceback, result, final, postpone = json.loads(text)
-        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at)
+        _, outcome, seconds, at, reason, traceback, result, final, postpone, error = json.loads(text)
+        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at, error)
 
 
 class Fate(NamedTuple):
