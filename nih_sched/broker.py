@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as ConnectionRetry
@@ -194,6 +194,15 @@ def queued_ids(queue: Queue) -> set[str]:
 def worker_count(queue: Queue) -> int:
     """How many RQ workers, ours or stock ones, serve the queue."""
     return len(get_keys(queue=queue))
+
+
+def server_facts(connection: Redis) -> dict[str, Any]:
+    """What the server says of its version, memory and persistence; of a managed one, as far as it does."""
+    facts: dict[str, Any] = {}
+    for section in ("server", "memory", "persistence"):
+        with contextlib.suppress(ResponseError):
+            facts |= connection.info(section)
+    return facts
 
 
 def worker_names(queue: Queue) -> list[str]:

@@ -159,6 +159,14 @@ class StartedRow(NamedTuple):
     refused: str | None = None  # why the database wouldn't have the row in its started state
 
 
+class Trail(NamedTuple):
+    """What an attempt has written and used, as far as it was looked at."""
+
+    output: str | None = None  # the last lines
+    cpu_seconds: float | None = None  # its own and its ended programs'
+    peak_memory: int | None = None  # bytes
+
+
 class Ended(NamedTuple):
     """How one attempt of a claim ended, as the horse (or the horse's parent) tells it."""
 
@@ -171,15 +179,26 @@ class Ended(NamedTuple):
     final: bool = False  # the handler raised Fail: whatever tries are left are not for this row
     postpone: float = 0.0  # for Outcome.POSTPONED: seconds until the next attempt
     at: float | None = None  # when it ended, by the boot clock; None: just now
+    trail: Trail | None = None
     error: str | None = None  # the failure's kind and place, by which failures are grouped
 
     def told(self) -> bytes:
         """What a horse tells its worker, in case that it dies before it has written it down: all but the claim."""
-        if self.outcome is Outcome.DONE and self.result is None and self.at is not None:
+        if self.outcome is Outcome.DONE and self.result is None and self.trail is None and self.at is not None:
             return _PLAIN.pack(self.claim.id, self.seconds, self.at)  # most of all
         texts = [clean_text(text) for text in (self.reason, self.traceback, self.result)]
-        facts = [self.claim.id, self.outcome.value, self.seconds, self.at, *texts, self.final, self.postpone]
-        return json.dumps([*facts, clean_text(self.error)]).encode()
+        facts = [
+            self.claim.id,
+            self.outcome.value,
+            self.seconds,
+            self.at,
+            *texts,
+            self.final,
+            self.postpone,
+            self.trail,
+            clean_text(self.error),
+        ]
+        return json.dumps(facts).encode()
 
     @staticmethod
     def claim_told(text: bytes) -> int:
@@ -192,8 +211,9 @@ class Ended(NamedTuple):
         if len(text) == _PLAIN.size:
             _, seconds, at = _PLAIN.unpack(text)
             return cls(claim, Outcome.DONE, seconds=seconds, at=at)
-        _, outcome, seconds, at, reason, traceback, result, final, postpone, error = json.loads(text)
-        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at, error)
+        _, outcome, seconds, at, reason, traceback, result, final, postpone, trail, error = json.loads(text)
+        kept = None if trail is None else Trail(*trail)
+        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at, kept, error)
 
 
 class Fate(NamedTuple):

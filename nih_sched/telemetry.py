@@ -66,6 +66,7 @@ QUIET_SHOWS = frozenset(
         "unserved",
         "database_lost",
         "redis_lost",
+        "heeds_pause",
         "worker_died",
         "producer_died",
         "keeper_died",

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy.exc import SQLAlchemyError
+from click.shell_completion import CompletionItem
 
 from nih_sched import __version__, telemetry
 from nih_sched.cli.options import FIRST, help_records
-from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError
 
 # Each command's module and function: imported when it is called, since RQ alone takes a tenth of a second.
 COMMANDS = {
     "add": ("add", "add"),
     "cancel": ("change", "cancel"),
+    "completion": ("completion", "completion"),
     "dashboard": ("run", "dashboard"),
-    "doctor": ("tables", "doctor"),
+    "doctor": ("doctor", "doctor_"),
     "init": ("tables", "init"),
     "list": ("rows", "list_"),
     "pause": ("steer", "pause"),
@@ -55,9 +58,19 @@ class Scheduler(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `run` before options that aren't the group's own."""
+        if ctx.resilient_parsing and not args:
+            return super().parse_args(ctx, args)  # a shell asks what could come first
         if not args or (args[0].startswith("-") and args[0] not in ("--help", "-h", "--version")):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What could come next: a command's name, for which none need be imported; or an option, those of run too."""
+        if not incomplete.startswith("-"):
+            return [CompletionItem(name) for name in sorted(COMMANDS) if name.startswith(incomplete)]
+        run = self.get_command(ctx, "run")
+        assert run is not None  # noqa: S101 - it stands above
+        return super().shell_complete(ctx, incomplete) + run.shell_complete(click.Context(run, ctx, "run"), incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The six options that come first in a user's mind, then the commands."""
@@ -65,9 +78,22 @@ class Scheduler(click.Group):
             formatter.write_dl(help_records(FIRST))
         formatter.write_paragraph()
         formatter.write_text("`scheduler run --help` shows all options.")
-        super().format_commands(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary(name)) for name in sorted(COMMANDS)])
         with formatter.section("Other options"):
             formatter.write_dl([p.get_help_record(ctx) for p in self.get_params(ctx) if p.get_help_record(ctx)])  # type: ignore[misc]
+
+
+def summary(name: str) -> str:
+    """A command's first sentence, read from its source: to import all of them would take a second."""
+    module, function = COMMANDS[name]
+    return click.Command(name, help=_docstrings(module)[function]).get_short_help_str(75)
+
+
+@functools.cache
+def _docstrings(module: str) -> dict[str, str]:
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8"))
+    return {one.name: ast.get_docstring(one) or "" for one in tree.body if isinstance(one, ast.FunctionDef)}
 
 
 @click.group(cls=Scheduler, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -94,14 +120,20 @@ def main() -> None:
     except NihError as error:
         click.echo(f"Error: {error}", err=True)
         code = error.exit_code
-    except SQLAlchemyError as error:
-        click.echo(f"Error: The database answered: {reason(error)}", err=True)
-        code = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `scheduler status | head` is no mistake
         code = 0
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:  # the database's own: whoever sees one has imported SQLAlchemy, which takes its time
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+        from nih_sched.dialects.base import reason  # noqa: PLC0415
+
+        if not isinstance(error, SQLAlchemyError):
+            raise
+        click.echo(f"Error: The database answered: {reason(error)}", err=True)
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -118,9 +118,9 @@ def _unclaimed(desk: Desk, found: reports.Status) -> list[str]:
     # Table and ledger were read one after the other: only the doctor, which asks both of each row, can be sure.
     if not found.unclaimed:
         return []
-    from nih_sched.doctor import findings  # noqa: PLC0415
+    from nih_sched.doctor.rows import orphans_of  # noqa: PLC0415
 
-    return [f"{finding.what}. See: scheduler doctor" for finding in findings(desk)]
+    return [f"{finding.what}. See: scheduler doctor" for finding in orphans_of(desk)]
 
 
 @click.command()

@@ -1,18 +1,16 @@
-"""scheduler init, source, doctor."""
+"""scheduler init, source."""
 
 from __future__ import annotations
 
 import click
 from sqlalchemy import Engine, text
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import ledger, sample, telemetry
+from nih_sched import ledger, sample
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect, dialect_of
 from nih_sched.dialects.base import reason
-from nih_sched.doctor import Finding, findings
-from nih_sched.errors import CantNotify, DatabaseRefused, NoSuchTable, UsageError
+from nih_sched.errors import CantNotify, DatabaseRefused, NoSuchTable
 from nih_sched.model import State
 from nih_sched.settings import Settings
 from nih_sched.store import open_desk
@@ -85,38 +83,6 @@ def source(settings: Settings) -> None:
     desk = open_desk(settings)
     click.echo(desk.source.name)
     desk.close()
-
-
-@click.command()
-@settings_options(TABLE)
-@click.option("--fix", is_flag=True, help="Put right what was found.")
-def doctor(settings: Settings, fix: bool) -> int:
-    """Look for what is wrong: what it is, why it matters, what to type. Exit 1 if anything was found and not fixed."""
-    desk = open_desk(settings, create_ledger=False)
-    try:
-        if not ledger.exists(desk.engine, desk.ledger):
-            raise UsageError(
-                reason=f"There are no tables nih_sched_* in {address(desk.engine.url)}. Type: scheduler init"
-            )
-        found = findings(desk)
-        for finding in found:
-            click.echo(f"{telemetry.one_line(finding.what)}.\n  {finding.why}\n  {finding.remedy}")
-            if fix:
-                click.echo(f"  {_fixed(finding, desk.engine.url)}")
-        if not found:
-            click.echo("Nothing is wrong.")
-    finally:
-        desk.close()
-    return 1 if found and not fix else 0
-
-
-def _fixed(finding: Finding, url: URL) -> str:
-    try:
-        return finding.fix()
-    except SQLAlchemyError as error:
-        raise DatabaseRefused(
-            address=address(url), what="the fix; nothing was changed", reason=reason(error)
-        ) from error
 
 
 def _full_name(engine: object, name: str) -> str:

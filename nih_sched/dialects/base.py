@@ -61,6 +61,14 @@ class Dialect:
     def prepare(self, engine: Engine) -> None:
         """What the database as a whole needs once, when our tables are made."""
 
+    def oldest(self, engine: Engine) -> tuple[int, ...]:
+        """The oldest version that is served; of a server that has been reached."""
+        raise NotImplementedError
+
+    def journal_mode(self, engine: Engine) -> str | None:
+        """SQLite's; None elsewhere."""
+        return None
+
     def begin(self, connection: Connection, *, hardly: bool = False) -> None:
         """At each transaction's begin: if we freeze in the middle of it, others mustn't wait for our locks for ever.
 

@@ -149,6 +149,10 @@ class MySQL(Dialect):
         """For showing SQL."""
         return mysql.dialect(paramstyle="named")
 
+    def oldest(self, engine: Engine) -> tuple[int, ...]:
+        """The first with SKIP LOCKED."""
+        return (10, 6) if getattr(engine.dialect, "is_mariadb", False) else (8, 0)
+
     def is_refusal(self, error: DBAPIError) -> bool:
         """The server's errors have numbers outside of the client's range, 2000 to 2999."""
         code = _code(error)

@@ -126,6 +126,10 @@ class PostgreSQL(Dialect):
             return with_option(engine, BEGINS, "")
         return super().plain(engine)
 
+    def oldest(self, engine: Engine) -> tuple[int, ...]:
+        """The oldest that its makers kept alive when we began."""
+        return (13,)
+
     def lock(self, query: Select[Any], table: Table, *, skip_locked: bool = False) -> Select[Any]:
         """FOR NO KEY UPDATE: rows of other tables may go on referring to it meanwhile."""
         return query.with_for_update(of=table, skip_locked=skip_locked, key_share=True)

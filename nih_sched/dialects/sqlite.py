@@ -75,6 +75,15 @@ class SQLite(Dialect):
                 else:
                     return
 
+    def oldest(self, engine: Engine) -> tuple[int, ...]:
+        """The first with RETURNING."""
+        return (3, 35)
+
+    def journal_mode(self, engine: Engine) -> str | None:
+        """As the file has it."""
+        with self.reading(engine) as connection:
+            return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
+
     @contextlib.contextmanager
     def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
         """No write lock is taken. A database in memory has this one connection, which is set right afterwards."""

@@ -22,10 +22,12 @@ from nih_sched.runner.command import signal_name
 from nih_sched.runner.hand import new_hand, share_hand
 from nih_sched.runner.handler import Handler, load
 from nih_sched.runner.kept import hold_of, kept
+from nih_sched.runner.meter import Meter
 from nih_sched.runner.outcomes import MANY, Outcomes
 from nih_sched.runner.parent import Steward, Unwritten, crashed, give_back, write_again
 from nih_sched.runner.perform import CANCELLED, INTERRUPT, alarms, install_interrupts, interrupt_asked, perform
 from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
+from nih_sched.runner.streams import keep_streams
 from nih_sched.runner.traces import Growth, Traces
 from nih_sched.store import Attempts, Desk, Hold, Retries
 from nih_sched.store.records import LeaseLost, StaleDesk
@@ -95,6 +97,8 @@ def _run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
     site.forked()
     if site.owns_process and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         install_interrupts()  # a horse, of a stock worker too; a worker that runs jobs itself must stay stoppable
+    if site.owns_process:
+        keep_streams(share_hand().tail)
     if not site.serves(source) or interrupt_asked():
         give_back(site, source, claim_ids)
         return {"given back": len(claim_ids)}
@@ -165,6 +169,7 @@ def _run_rows(
 ) -> Sequence[StartedRow]:
     """Run rows that have begun, one after the other; return those that should run elsewhere."""
     hand, call, timeout = share_hand(), partial(_call, site), desk.source.timeout
+    meter = Meter(hand.tail)
     singly, slot, pid = len(rows) < MANY, site.slot, os.getpid()
     for number, row in enumerate(rows):
         claim_id = row.claim.id
@@ -177,6 +182,7 @@ def _run_rows(
             host.mark(hold.lease, claim_id)
         if singly:
             telemetry.emit("started", key=show_key(row.claim.key), attempt=row.claim.attempt)
+        meter.begin()
         try:
             ended = perform(row, call, timeout)
         except BaseException as error:  # user code that defies being looked at: its row must end all the same
@@ -184,6 +190,7 @@ def _run_rows(
             ended = Ended(row.claim, Outcome.FAILED, reason=why, at=clock.boot())
         if os.getpid() != pid:
             os._exit(0)  # user code forked, and both returned: the row is the first one's
+        ended = meter.note(ended)
         if hold and ended.outcome in CUT_OFF:
             host.end_all([hold.lease], claims=[claim_id])  # what it started must not run beside its next attempt
         # A handler that was cut off may have left anything half done.

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import clock, host, telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError
-from nih_sched.model import Claim, Ended, Outcome
+from nih_sched.model import Claim, Ended, Outcome, Trail
 from nih_sched.runner.hand import share_hand
 from nih_sched.runner.outcomes import report
 from nih_sched.runner.perform import CANCELLED, INTERRUPT
@@ -112,7 +112,8 @@ def _end(site: Site, desk: Desk, watch: Watch, horse: tuple[int, int | None]) ->
     if found is None or site.slot is None:
         return
     host.end_all([site.slot.lease], [horse])
-    ended = Ended(found[0], Outcome.CANCELLED, reason=f"{CANCELLED}; it had to be killed")
+    trail = Trail(share_hand().tail.text())
+    ended = Ended(found[0], Outcome.CANCELLED, reason=f"{CANCELLED}; it had to be killed", trail=trail)
     by = site.worker or f"{socket.gethostname()}-{horse[0]}"
     (fate,) = Attempts(desk, found[1], by).finish([ended])
     report(ended, fate)

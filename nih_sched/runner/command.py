@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import selectors
 import shlex
 import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from subprocess import PIPE
+from typing import Any
 
 from nih_sched.errors import BadHandler, Fail
+from nih_sched.runner.hand import share_hand
 
 TAIL = 16 * 1024  # bytes of standard error that are kept
 SHELLS_SIGNALS = frozenset({129, 130, 143})  # how a shell tells of SIGHUP, SIGINT and SIGTERM
@@ -60,7 +63,7 @@ class CommandHandler:
         return cls(command, arguments, tuple(dict.fromkeys(f for f in fields if f in columns)))
 
     def __call__(self, values: Mapping[str, Any], claim_id: int, attempt: int) -> None:
-        """Run it to its end, its standard output going where ours goes.
+        """Run it to its end, its standard output going where ours goes; what it writes is kept for the row.
 
         Raises:
             CommandFailed: it failed. Fail: a value can't be an argument, or there is no such program.
@@ -72,13 +75,12 @@ class CommandHandler:
         try:
             # A session of its own, so that all that the command starts can be stopped with it.
             process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+                arguments, stdin=subprocess.DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
             )
         except OSError as error:
             raise Fail(f"{arguments[0]} can't be run: {error.strerror}") from error
-        assert process.stderr is not None  # noqa: S101 - PIPE was asked for
         tail = bytearray()
-        reader = threading.Thread(target=_keep_tail, args=(process.stderr, tail), daemon=True)
+        reader = threading.Thread(target=_read, args=(process, tail), daemon=True)
         reader.start()
         try:
             code = process.wait()
@@ -109,11 +111,30 @@ def signal_name(number: int) -> str:
         return str(number)
 
 
-def _keep_tail(stream: IO[bytes], tail: bytearray) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        while chunk := os.read(stream.fileno(), TAIL):
-            tail += chunk
-            del tail[:-TAIL]
+def _read(process: subprocess.Popen[bytes], errors: bytearray) -> None:
+    """Pass on what it writes to its standard output, keep the end of its standard error, and both for the row."""
+    kept = share_hand().tail
+    with selectors.DefaultSelector() as waits, contextlib.suppress(OSError, ValueError):
+        for stream in (process.stdout, process.stderr):
+            waits.register(stream, selectors.EVENT_READ)  # type: ignore[arg-type]
+        while waits.get_map():
+            for ready, _ in waits.select():
+                chunk = os.read(ready.fd, TAIL)
+                if not chunk:
+                    waits.unregister(ready.fileobj)
+                    continue
+                kept.write(chunk)
+                if ready.fileobj is process.stderr:
+                    errors += chunk
+                    del errors[:-TAIL]
+                else:
+                    _pass_on(chunk)
+
+
+def _pass_on(chunk: bytes) -> None:
+    with contextlib.suppress(OSError):  # nobody may be reading it any more: that is no fault of the row
+        while chunk:
+            chunk = chunk[os.write(1, chunk) :]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

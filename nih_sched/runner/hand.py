@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nih_sched.model import Ended
+from nih_sched.runner.tail import Tail
 
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
 # what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled
@@ -33,6 +34,7 @@ class Hand:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _START + self.ROOM)
         context = multiprocessing.get_context("fork")
+        self.tail = Tail()
         self._turn, self._pen = context.Lock(), context.Lock()
 
     @contextmanager

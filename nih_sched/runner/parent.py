@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
-from nih_sched.model import Claim, Ended, Outcome
+from nih_sched.model import Claim, Ended, Outcome, Trail
 from nih_sched.runner.cancelling import Watch
 from nih_sched.runner.hand import Hand, share_hand
 from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
@@ -153,7 +153,7 @@ def crashed(
     deaths: list[tuple[Ended, str]] = []
     if hand.claim in begun:
         claim, run = begun.pop(hand.claim)
-        deaths = [(Ended(claim, outcome, reason=how), run)]
+        deaths = [(Ended(claim, outcome, reason=how, trail=Trail(hand.tail.text())), run)]
     elif not hand.taken:  # it died of what it read, perhaps: then so may the next
         ending = outcome if alone else Outcome.INTERRUPTED
         deaths = [(Ended(claim, ending, reason=how), run) for claim, run in begun.values()]

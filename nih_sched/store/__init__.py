@@ -1,6 +1,7 @@
 """Every SQL statement that runs on the user's table and on our ledger, each with its fence."""
 
 from nih_sched.store.attempts import Attempts
+from nih_sched.store.checkup import Checkup
 from nih_sched.store.claims import Claims
 from nih_sched.store.desk import Desk, open_desk, source_desk, source_facts, source_name
 from nih_sched.store.leases import Hold, Lease, Leases
@@ -10,6 +11,7 @@ from nih_sched.store.retries import Due, Retries
 
 __all__ = [
     "Attempts",
+    "Checkup",
     "Claims",
     "Desk",
     "Due",

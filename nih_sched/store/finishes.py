@@ -12,7 +12,20 @@ from sqlalchemy.exc import DBAPIError
 from nih_sched import clock, telemetry
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import End, reason
-from nih_sched.model import FAILURES, Ended, Fate, Key, Outcome, State, Word, clean_text, decide, open_key, show_key
+from nih_sched.model import (
+    FAILURES,
+    Ended,
+    Fate,
+    Key,
+    Outcome,
+    State,
+    Trail,
+    Word,
+    clean_text,
+    decide,
+    open_key,
+    show_key,
+)
 from nih_sched.store.desk import FOREVER, Desk
 
 
@@ -87,7 +100,13 @@ class Finishes:
         ours = [one for one in ended if one.claim.id in closed]
         if ours:
             self._set_word(connection, [one.claim.key for one in ours], State.DONE)
+        if trails := [{"its_id": one.claim.id, **_trail(one, "new_")} for one in ours if one.trail is not None]:
+            connection.execute(self._desk.once("trails", self._make_trails), trails)
         return {one.claim.id: decide(one, self._desk.source) for one in ours}
+
+    def _make_trails(self) -> Any:
+        given: dict[str, Any] = {name: bindparam(f"new_{name}") for name in Trail._fields}
+        return update(self._attempts).where(self._attempts.c.id == bindparam("its_id")).values(**given)
 
     def _finish(self, connection: Connection, ended: Ended, stretch: float, *, with_row: bool) -> Fate | None:
         fate = decide(ended, self._desk.source, stretch)
@@ -178,6 +197,7 @@ class Finishes:
             "failures": fate.failures,
             "interruptions": fate.interruptions,
             "ended_by": self._worker,
+            **_trail(ended),
         }
 
     def _go_on(self, connection: Connection, ended: Ended, fate: Fate) -> bool:
@@ -224,6 +244,12 @@ def _group(ended: Ended, *, last: bool) -> str | None:
     else:
         text = ended.error or ""
     return (clean_text(text) or "")[:190] or None
+
+
+def _trail(ended: Ended, prefix: str = "") -> dict[str, Any]:
+    trail = ended.trail or Trail()
+    facts = {"output": clean_text(trail.output), "cpu_seconds": trail.cpu_seconds, "peak_memory": trail.peak_memory}
+    return {f"{prefix}{name}": value for name, value in facts.items()}
 
 
 def _age(ended: Ended, now: float) -> float | None:
