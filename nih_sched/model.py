@@ -180,6 +180,7 @@ class Ended(NamedTuple):
     postpone: float = 0.0  # for Outcome.POSTPONED: seconds until the next attempt
     at: float | None = None  # when it ended, by the boot clock; None: just now
     trail: Trail | None = None
+    error: str | None = None  # the failure's kind and place, by which failures are grouped
 
     def told(self) -> bytes:
         """What a horse tells its worker, in case that it dies before it has written it down: all but the claim."""
@@ -195,6 +196,7 @@ class Ended(NamedTuple):
             self.final,
             self.postpone,
             self.trail,
+            clean_text(self.error),
         ]
         return json.dumps(facts).encode()
 
@@ -209,9 +211,9 @@ class Ended(NamedTuple):
         if len(text) == _PLAIN.size:
             _, seconds, at = _PLAIN.unpack(text)
             return cls(claim, Outcome.DONE, seconds=seconds, at=at)
-        _, outcome, seconds, at, reason, traceback, result, final, postpone, trail = json.loads(text)
+        _, outcome, seconds, at, reason, traceback, result, final, postpone, trail, error = json.loads(text)
         kept = None if trail is None else Trail(*trail)
-        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at, kept)
+        return cls(claim, Outcome(outcome), reason, traceback, result, seconds, final, postpone, at, kept, error)
 
 
 class Fate(NamedTuple):

@@ -22,6 +22,7 @@ from nih_sched.model import Claim, State
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Due, Looks, Retries, Seen
 from nih_sched.store.desk import register
+from nih_sched.store.marks import note_redis
 from nih_sched.store.pauses import Pauses
 from nih_sched.wake import Sign, Wake
 
@@ -84,6 +85,7 @@ class Producer:
         self._paused, self._next_pause = False, 0.0
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
+        note_redis(desk, away=False)  # one that ended while it was may have left the mark
 
     def tick(self) -> Tick:
         """Claim and enqueue as many ready rows as there is room for, then send what is due.
@@ -214,6 +216,8 @@ class Producer:
                 continue
             for server in sorted(self._away):
                 telemetry.emit(f"{server}_back")
+            if "redis" in self._away:
+                self._note_redis(away=False)
             self._away.clear()
             now = clock.monotonic()
             if self._moving:
@@ -311,6 +315,12 @@ class Producer:
         if server not in self._away:
             self._away.add(server)
             telemetry.emit(f"{server}_lost", reason=why)
+            if server == "redis":
+                self._note_redis(away=True)
+
+    def _note_redis(self, *, away: bool) -> None:
+        with contextlib.suppress(SQLAlchemyError):  # for those who ask why nothing moves; the loop has its own news
+            note_redis(self._desk, away=away)
 
     def _refused(self, error: DBAPIError) -> NihError:
         rows = self._desk.rows

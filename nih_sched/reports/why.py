@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -257,12 +257,13 @@ def no_redis(it: Situation) -> str | None:
 
 def unserved(it: Situation) -> str | None:
     """Workers give it back."""
-    if not it.is_in(State.READY) or not it.overview.unserved_since(UNSERVED):
+    if not it.overview.unserved_since(UNSERVED) or it.overview.running(1):
         return None
-    return (
-        f"ready, and released because no worker serves its source {it.desk.source.name}: "
-        "start one with this source's settings"
-    )
+    if any(it.now - one.finished_at < timedelta(minutes=UNSERVED) for one in it.overview.samples()):
+        return None  # some worker does
+    stands = "ready" if it.is_in(State.READY) else "claimed"
+    name = it.desk.source.name
+    return f"{stands}, and released because no worker serves its source {name}: start one with this source's settings"
 
 
 def nobody(it: Situation) -> str | None:
@@ -288,9 +289,9 @@ SENTENCES: list[Sentence] = [
     left_out,
     paused,
     retrying,
-    claimed,
     no_redis,
     unserved,
+    claimed,
     nobody,
     in_line,
 ]

@@ -15,6 +15,7 @@ from nih_sched.runner.hand import Hand, share_hand
 from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Claims, Desk, Retries
+from nih_sched.store.marks import note_unserved
 from nih_sched.store.running import running
 
 LONG = 1.0  # seconds after which a row gives those behind it in its batch back
@@ -213,4 +214,5 @@ def give_back(site: Site, source: str, claim_ids: Sequence[int]) -> None:
         return
     if not site.serves(desk.source.name):
         telemetry.emit("unserved", count=len(claim_ids), source=desk.source.name)
+        note_unserved(desk, len(claim_ids))
     Claims(desk, "", 0).give_back(claim_ids)

@@ -18,6 +18,7 @@ from nih_sched.errors import Fail, RetryLater, RowInterrupted, RowTimeout
 from nih_sched.model import Ended, Outcome, StartedRow
 from nih_sched.runner.command import CommandFailed
 from nih_sched.runner.hand import share_hand
+from nih_sched.runner.place import place_of
 
 Call = Callable[[Mapping[str, Any], int, int], Any]
 
@@ -76,7 +77,7 @@ def _perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
         # By hand: to format an exception is to ask those before it for their texts, which may never come.
         trace = f"Traceback (most recent call last):\n{''.join(traceback.format_tb(error.__traceback__))}RowTimeout\n"
         why = f"ran longer than its timeout of {timeout:g} s"
-        return _ended(row, Outcome.TIMED_OUT, began, reason=why, traceback=trace)
+        return _ended(row, Outcome.TIMED_OUT, began, reason=why, traceback=trace, error=_place(error))
     finally:
         alarm.armed = _interruptible = False  # again: a signal may have cut the first one short
         hand.run_until(0.0)
@@ -94,16 +95,16 @@ def _attempt(row: StartedRow, handler: Call, began: float) -> Ended:
         try:
             later = RetryLater(asked.seconds)
         except Exception as error:  # user code: a subclass that went round our __init__
-            return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace())
+            return _ended(row, Outcome.FAILED, began, **_told(error))
         return _ended(row, Outcome.POSTPONED, began, reason=str(later), postpone=later.seconds)
     except Fail as error:
-        return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace(), final=True)
+        return _ended(row, Outcome.FAILED, began, **_told(error), final=True)
     except CommandFailed as error:
         if _all_told and error.signalled:
             return _ended(row, Outcome.INTERRUPTED, began, reason="everything here was told to stop")
-        return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace())
+        return _ended(row, Outcome.FAILED, began, **_told(error) | {"error": str(error).partition(":")[0]})
     except BaseException as error:  # user code: sys.exit() and KeyboardInterrupt end the row, not its worker
-        return _ended(row, Outcome.FAILED, began, reason=_say(error), traceback=_trace())
+        return _ended(row, Outcome.FAILED, began, **_told(error))
 
 
 def install_interrupts() -> None:
@@ -238,6 +239,19 @@ def _as_text(result: Any) -> str:
         raise
     except Exception as error:  # user data: any error, from any __str__
         return json.dumps(f"a {_name(result)} that can't be kept ({_name(error)})")
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    return {"reason": _say(error), "traceback": _trace(), "error": _place(error)}
+
+
+def _place(error: BaseException) -> str:
+    try:
+        return place_of(_name(error), error.__traceback__)
+    except (RowInterrupted, RowTimeout):
+        raise
+    except BaseException:  # user code: an exception that hides its traceback, a folder that is gone
+        return _name(error)
 
 
 def _say(error: BaseException) -> str:

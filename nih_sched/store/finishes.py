@@ -12,7 +12,20 @@ from sqlalchemy.exc import DBAPIError
 from nih_sched import clock, telemetry
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import End, reason
-from nih_sched.model import Ended, Fate, Key, Outcome, State, Trail, Word, clean_text, decide, open_key, show_key
+from nih_sched.model import (
+    FAILURES,
+    Ended,
+    Fate,
+    Key,
+    Outcome,
+    State,
+    Trail,
+    Word,
+    clean_text,
+    decide,
+    open_key,
+    show_key,
+)
 from nih_sched.store.desk import FOREVER, Desk
 
 
@@ -178,6 +191,7 @@ class Finishes:
             "outcome": (Outcome.FAILED if last else ended.outcome).value,
             "reason": clean_text(f"{why}{ended.reason or 'no reason was given'}" if why else ended.reason),
             "traceback": clean_text(ended.traceback),
+            "error": _group(ended, last=last),
             "result": clean_text(ended.result),
             "seconds": ended.seconds,
             "failures": fate.failures,
@@ -219,6 +233,17 @@ class Finishes:
         c = self._attempts.c
         ours = self._run_of(claim_id) & c.finished_at.is_not(None) & (c.ended_by == self._worker)
         return connection.execute(select(c.id).where(ours)).first() is not None
+
+
+def _group(ended: Ended, *, last: bool) -> str | None:
+    """By what a failure is grouped where the horse couldn't say: it died, or the database refused the row."""
+    if last:
+        return "interrupted too often"
+    if ended.error is None and ended.outcome in FAILURES:
+        text = f"{ended.outcome.value}: {(ended.reason or '').partition(',')[0]}"
+    else:
+        text = ended.error or ""
+    return (clean_text(text) or "")[:190] or None
 
 
 def _trail(ended: Ended, prefix: str = "") -> dict[str, Any]:

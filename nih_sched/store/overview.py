@@ -18,6 +18,7 @@ from nih_sched.model import Key, State, decode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import utc
 from nih_sched.store.listing import beyond, in_key_order
+from nih_sched.store.marks import UNSERVED
 from nih_sched.store.retries import sent, waiting
 
 AT_ONCE = 0.15  # seconds in which all rows may be counted; then only as many as there is time for
@@ -259,7 +260,7 @@ class Overview:
         """How many claims workers gave back in these last minutes because they don't serve the source."""
         c = self._desk.ledger.counts.c
         first = int(utc(self._desk.read(lambda x: x.execute(select(Now())).scalar_one())).timestamp()) // 60 - minutes
-        query = select(func.sum(c.value)).where(c.source == self._desk.source.name, c.name == "unserved")
+        query = select(func.sum(c.value)).where(c.source == self._desk.source.name, c.name == UNSERVED)
         return int(self._desk.read(lambda x: x.execute(query.where(c.minute >= first)).scalar()) or 0)
 
 

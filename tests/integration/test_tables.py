@@ -91,10 +91,13 @@ def test_add_inserts_all_rows_or_none(work: Work) -> None:
 def test_status_counts_every_word(lite: Work) -> None:
     lite.insert(1, 2)
     lite.insert(3, state="Odd")
+    early = scheduler("status", env=lite.env, cwd=lite.folder)
+    assert (early.returncode, "Type: scheduler init" in early.stderr) == (2, True)
+    assert inspect(lite.engine).get_table_names() == ["work"]
+    assert scheduler("init", env=lite.env, cwd=lite.folder).returncode == 0
     told = json.loads(scheduler("status", "--json", env=lite.env, cwd=lite.folder).stdout)
     counts = {one["word"]: one["rows"] for one in told["states"]}
     assert counts == {"Pending": 2, "Queued": 0, "Started": 0, "Done": 0, "Failed": 0, "Cancelled": 0, "Odd": 1}
-    assert inspect(lite.engine).get_table_names() == ["work"]
 
 
 def test_uninstall_leaves_the_table_as_if_we_had_never_been(work: Work) -> None:
