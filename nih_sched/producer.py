@@ -75,6 +75,7 @@ class Producer:
         self._left = settings.max_rows
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
         self._began = self.looks.now()
+        self._hears_redis = False
         self._counts_down = settings.burst or settings.max_rows is not None
         self._has_room = False  # whether the last tick left any
         self._moving = True  # whether claims are queued or run, as far as we know
@@ -96,8 +97,9 @@ class Producer:
         if (self._paused or not self._next_pause) and self._is_paused():
             return Tick(0, 0, 1)
         workers = max(self._settings.max_concurrent_jobs, self._workers)
-        # While nothing moves, nothing waits: a new row is spared the question.
-        size, waiting = self._batches.size, broker.waiting(self._queue) if self._moving or self._away else 0
+        # While nothing moves and Redis is heard, nothing waits there: a new row is spared the question.
+        asks = self._moving or self._away or not self._hears_redis
+        size, waiting = self._batches.size, broker.waiting(self._queue) if asks else 0
         if self._behind:  # near the end batches get smaller, so that all workers come to it together
             size = min(size, max(size // 8, math.ceil(self._behind / (2 * workers))))
         room = (workers * self._batches.ahead - waiting) * size
@@ -189,6 +191,7 @@ class Producer:
             try:
                 poll = self._poll(wake.live)
                 if self._is_worth_a_tick(sign, poll):
+                    self._hears_redis = wake.hears_redis
                     tick = self.tick()
                     if self.is_over(tick):
                         return self.ended()

@@ -113,6 +113,11 @@ class Wake:
         """Whether the database tells of new rows by itself, or its changes are looked at often anyway."""
         return self._watch.live or self._watch.every is not None
 
+    @property
+    def hears_redis(self) -> bool:
+        """Whether the doorbell's connection stands: its loss would have been told."""
+        return self._doorbell.fileno() is not None
+
     def tend(self) -> None:
         """Begin to hear what can be heard, also again after a loss."""
         self._watch.tend()
