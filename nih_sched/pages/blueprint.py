@@ -19,7 +19,6 @@ from nih_sched.reports import words
 from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
-from nih_sched.store.counts import Counts
 from nih_sched.store.rows import parse_key
 
 PAGES = "pages"
@@ -82,8 +81,8 @@ def make_blueprint(place: Place) -> flask.Blueprint:
 def overview(place: Place) -> str:
     """How the source does."""
     status = reports.status(place.desk, place.redis_url(), created=place.settings.created_column)
-    drawn = chart.draw(Counts(place.desk).minutes(60))
-    return _render(place, "overview", status=status, chart=drawn, fragment="fragment" in flask.request.args)
+    drawn = chart.draw(reports.hour(place.desk))
+    return _render(place, "overview", status=status, chart=drawn)
 
 
 def rows(place: Place) -> str:
