@@ -186,6 +186,15 @@ class Settings:
         secret=True,
         group="dashboard",
     )
+    dashboard_token: str | None = _option(
+        None,
+        "A token for programs: Authorization: Bearer TOKEN.",
+        metavar="TOKEN",
+        shown="",
+        secret=True,
+        group="dashboard",
+    )
+    dashboard_read_only: bool = _option(False, "Show everything, change nothing.", group="dashboard")
     dyno: str | None = _option(None, "Set by Heroku.", env=("DYNO",), group="hidden")
     config: str | None = _option(
         None, "The config file.", metavar="FILE", shown=f"{CONFIG_FILE} if there", group="file"

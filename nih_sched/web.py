@@ -1,4 +1,4 @@
-"""The dashboard: rq-dashboard at /rq, in an app of ours that adds what it lacks.
+"""The dashboard: our pages, and rq-dashboard at /rq, in an app of ours that lets in whom it should and no script.
 
 rq-dashboard 0.9.0 has no login, prints what a job says as HTML, reads with pickle in places, changes state by GET, and
 its buttons change Redis behind the table's back. Each is mended once, at a point that all its pages pass.
@@ -14,9 +14,11 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import flask
 import redis
@@ -25,9 +27,11 @@ import waitress.server
 from flask.templating import DispatchingJinjaLoader
 from jinja2 import Environment
 from markupsafe import escape
+from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException
 
 from nih_sched.errors import UnreachableRedis, UsageError
+from nih_sched.pages import PAGES
 
 RQ = "rq_dashboard"
 ALL_WORKERS = rq_pages.Worker.all  # taken before make_app puts something in its place
@@ -88,16 +92,44 @@ class _App(flask.Flask):
     redis_conn: redis.Redis  # rq-dashboard looks for it under this name
 
 
-def make_app(connection_url: str, password: str, *, serializer: object, tls_verify: bool = True) -> flask.Flask:
+@dataclass(frozen=True)
+class Access:
+    """Who may do what.
+
+    Args:
+        password: for Basic auth, with any user name; None: nobody gets in that way.
+        token: for programs, as a bearer token; None likewise.
+        read_only: nobody may change anything.
+    """
+
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    read_only: bool = False
+
+    def admits(self, login: Authorization | None) -> bool:
+        """Whether a request with this Authorization header may come in; compared in constant time."""
+        ways = {"basic": (self.password, login and login.password), "bearer": (self.token, login and login.token)}
+        secret, given = ways.get(login.type if login else "", (None, None))
+        return bool(secret) and hmac.compare_digest((given or "").encode(), (secret or "").encode())
+
+
+# What our pages need of the app: the token of its forms, who asks, a client of Redis. Gives their blueprint.
+Pages = Callable[[Callable[[], str], Callable[[], str], redis.Redis], flask.Blueprint]
+
+
+def make_app(
+    connection_url: str, access: Access, *, serializer: object, pages: Pages | None = None, tls_verify: bool = True
+) -> flask.Flask:
     """The dashboard as a WSGI app. One for a process: rq-dashboard keeps its settings in its module.
 
     Args:
         connection_url: of the Redis server: redis://, rediss:// or unix://.
-        password: asked for on every page but /healthz; any user name goes with it.
+        access: asked on every page but /healthz.
         serializer: the one that our RQ jobs are written with, `broker.SERIALIZER`.
+        pages: ours; without them the root leads to rq-dashboard.
         tls_verify: whether a rediss:// server's certificate must be a trusted one.
     """
-    if not password:
+    if not (access.password or access.token):
         raise UsageError(reason="The dashboard's password is empty. Set NIH_SCHED_DASHBOARD_PASSWORD.")
     app = _App(__name__, static_folder=None)
     app.debug = False  # Flask would take it from the environment
@@ -116,9 +148,13 @@ def make_app(connection_url: str, password: str, *, serializer: object, tls_veri
     # It would make a new client from the URL for each request, with no way to say tls_verify.
     app.before_request_funcs[RQ].remove(rq_pages.push_rq_connection)
 
-    app.before_request(partial(_guard, app, password.encode()))
+    form_token = secrets.token_urlsafe(32)  # what no other site can know: the forms of this process carry it
+    app.before_request(partial(_guard, app, access, form_token))
     app.after_request(_add_headers)
-    app.add_url_rule("/", "home", lambda: flask.redirect("/rq/"))
+    if pages is not None:
+        app.register_blueprint(pages(lambda: form_token, _who, app.redis_conn))
+    else:
+        app.add_url_rule("/", "home", lambda: flask.redirect("/rq/"))
     app.add_url_rule("/healthz", "healthz", lambda: flask.Response("ok", mimetype="text/plain"))
 
     # Only the error's name: a server that doesn't know AUTH quotes the password in its text.
@@ -145,19 +181,37 @@ def _address(client: redis.Redis) -> str:
     return f"{'unix' if 'path' in found else 'redis'}://{place} (database {found.get('db') or 0})"
 
 
-def _guard(app: _App, password: bytes) -> flask.Response | None:
+def _who() -> str:
+    login = flask.request.authorization
+    name = login.username if login is not None and login.type == "basic" else "a program"
+    return f"{(name or 'somebody')[:100]} from {flask.request.remote_addr} by the dashboard"
+
+
+def _is_ours(form_token: str) -> bool:
+    """Whether a form came from a page of ours: a browser says where it was sent from, and it carries our token."""
+    request = flask.request
+    sender = urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or "").netloc
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    given = request.form.get("token", "")
+    # Without the scheme: behind a proxy that ends TLS ours is another one than the browser's.
+    return sender == request.host and site == "same-origin" and hmac.compare_digest(given.encode(), form_token.encode())
+
+
+def _guard(app: _App, access: Access, form_token: str) -> flask.Response | None:
     """Runs before every request, those that lead nowhere included."""
     request = flask.request
     flask.g.csp_nonce = secrets.token_urlsafe(16)
     if request.endpoint == "healthz":
         return None
-    login = request.authorization
-    given = (login.password if login else None) or ""
-    if not hmac.compare_digest(given.encode(), password):
+    if not access.admits(request.authorization):
         answer = _say(401, "Please log in, as admin with the dashboard's password.")
         answer.headers["WWW-Authenticate"] = 'Basic realm="nih-sched", charset="UTF-8"'
         return answer
     of_rq, view = request.blueprint == RQ, (request.endpoint or "").rpartition(".")[2]
+    if request.method == "POST" and request.blueprint == PAGES:
+        if access.read_only:
+            return _say(403, "This dashboard is read-only.")
+        return None if _is_ours(form_token) else _say(403, "This form isn't ours, or it is from before a restart.")
     if request.method not in {"GET", "HEAD", "OPTIONS"} or (of_rq and not READING.fullmatch(view)):
         return _say(403, "rq-dashboard's buttons go round the table and so are off. Change the row in its table.")
     for name, value in (request.view_args or {}).items():
@@ -172,7 +226,7 @@ def _say(status: int, sentence: str) -> flask.Response:
     if flask.request.path.endswith(".json"):
         answer = flask.jsonify(error=sentence)
     else:
-        answer = flask.Response(f"<!doctype html><title>Dashboard</title><p>{escape(sentence)}<p><a href=/rq/>Back</a>")
+        answer = flask.Response(f"<!doctype html><title>Dashboard</title><p>{escape(sentence)}<p><a href=/>Back</a>")
     answer.status_code = status
     return answer
 
@@ -182,10 +236,10 @@ def _add_headers(answer: flask.Response) -> flask.Response:
     compiling = " 'unsafe-eval'" if flask.request.blueprint == RQ else ""
     answer.headers["Content-Security-Policy"] = (
         f"default-src 'none'; script-src 'self' 'nonce-{flask.g.csp_nonce}'{compiling}; style-src 'self'; "
-        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
     answer.headers.update({"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"})
-    answer.headers.update({"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})
+    answer.headers.update({"Referrer-Policy": "same-origin", "Cache-Control": "no-store"})
     return answer
 
 
@@ -198,9 +252,10 @@ def serve(
     *,
     host: str,
     port: int,
-    password: str | None,
+    access: Access,
     ready: Callable[[str], None],
     serializer: object,
+    pages: Pages | None = None,
     tls_verify: bool = True,
 ) -> None:
     """Serve the dashboard until SIGINT or SIGTERM, then return. For the main thread, as signals are.
@@ -208,8 +263,9 @@ def serve(
     `ready` gets one sentence once the port is open. Without a password one is made up, and is in that sentence, if
     only this machine can connect and a person reads it: standard error is a terminal.
     """
-    made_up = "" if password else _make_up_password(host)
-    app = make_app(connection_url, password or made_up, serializer=serializer, tls_verify=tls_verify)
+    made_up = "" if access.password or access.token else _make_up_password(host)
+    access = replace(access, password=made_up) if made_up else access
+    app = make_app(connection_url, access, serializer=serializer, pages=pages, tls_verify=tls_verify)
     try:  # waitress reads a body before it asks us, and we take none
         server = waitress.server.create_server(app, host=host, port=port, ident="", max_request_body_size=65536)
     except (OSError, ValueError) as error:

@@ -23,7 +23,7 @@ COMMANDS = {
     "add": ("add", "add"),
     "cancel": ("change", "cancel"),
     "completion": ("completion", "completion"),
-    "dashboard": ("run", "dashboard"),
+    "dashboard": ("dashboard", "dashboard"),
     "doctor": ("doctor", "doctor_"),
     "init": ("tables", "init"),
     "list": ("rows", "list_"),

@@ -1,4 +1,4 @@
-"""scheduler run, producer, worker, dashboard."""
+"""scheduler run, producer, worker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import click
 
-from nih_sched import broker, runner, supervisor, worker
+from nih_sched import runner, supervisor, worker
 from nih_sched.cli import listen
-from nih_sched.cli.options import COMMON, DASHBOARD, RUN, settings_options
+from nih_sched.cli.options import COMMON, RUN, settings_options
 from nih_sched.model import State, show_key
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Looks, open_desk
@@ -48,25 +48,6 @@ def worker_(settings: Settings) -> int:
     listen(settings)
     with redis_for(settings) as redis_url:
         return worker.work(settings, redis_url)
-
-
-@click.command()
-@settings_options((*DASHBOARD, "database_url", "redis_url", "log_format", "quiet", "config"))
-def dashboard(settings: Settings) -> None:
-    """Serve rq-dashboard at /rq, behind a password."""
-    from nih_sched import web  # noqa: PLC0415 - Flask is the dashboard's alone; a worker shouldn't carry it
-
-    listen(settings)
-    with redis_for(settings) as redis_url:
-        broker.connect(redis_url).close()
-        web.serve(
-            redis_url,
-            host=settings.dashboard_host,
-            port=settings.dashboard_port,
-            password=settings.dashboard_password,
-            serializer=broker.SERIALIZER,
-            ready=lambda text: click.echo(text, err=True),
-        )
 
 
 def dry_run(settings: Settings) -> int:

@@ -1,5 +1,6 @@
 """What a person asks of a source: how it does, why a row waits, what became of it. Commands and web show the same."""
 
+from nih_sched.reports.hour import Hour, Minute, hour
 from nih_sched.reports.rows import Group, Groups, Listed, ListedRow, groups, keys, rows, select
 from nih_sched.reports.servers import RedisSeen
 from nih_sched.reports.show import Attempt, Shown, show
@@ -11,14 +12,17 @@ __all__ = [
     "Attempt",
     "Group",
     "Groups",
+    "Hour",
     "Listed",
     "ListedRow",
+    "Minute",
     "RedisSeen",
     "Shown",
     "Situation",
     "Status",
     "Why",
     "groups",
+    "hour",
     "keys",
     "rows",
     "select",

@@ -136,7 +136,7 @@ def server(running: Server) -> Server:
 
 @pytest.fixture
 def app(server: Server) -> flask.Flask:
-    return web.make_app(server.url, PASSWORD, serializer=JSONSerializer)
+    return web.make_app(server.url, web.Access(PASSWORD), serializer=JSONSerializer)
 
 
 def login(password: str = PASSWORD, user: str = "admin") -> dict[str, str]:
@@ -207,12 +207,12 @@ def test_healthz_is_open_and_says_only_ok(app: flask.Flask) -> None:
 
 def test_an_empty_password_is_refused(server: Server) -> None:
     with pytest.raises(UsageError, match="NIH_SCHED_DASHBOARD_PASSWORD"):
-        web.make_app(server.url, "", serializer=JSONSerializer)
+        web.make_app(server.url, web.Access(""), serializer=JSONSerializer)
 
 
 def test_the_environment_sets_no_debug_mode(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASK_DEBUG", "1")
-    assert not web.make_app(server.url, PASSWORD, serializer=JSONSerializer).debug
+    assert not web.make_app(server.url, web.Access(PASSWORD), serializer=JSONSerializer).debug
 
 
 # What is refused
@@ -443,7 +443,7 @@ def test_every_answer_has_the_headers(app: flask.Flask) -> None:
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"], path
         assert headers["X-Content-Type-Options"] == "nosniff", path
         assert headers["X-Frame-Options"] == "DENY", path
-        assert headers["Referrer-Policy"] == "no-referrer", path
+        assert headers["Referrer-Policy"] == "same-origin", path
         assert headers["Cache-Control"] == "no-store", path
     assert "'unsafe-eval'" not in answers["/"].headers["Content-Security-Policy"]
 
@@ -470,7 +470,7 @@ def test_no_page_tells_the_redis_password(app: flask.Flask) -> None:
     ],
 )
 def test_an_unreachable_redis_is_a_sentence_without_its_password(url: str) -> None:
-    app = web.make_app(url, PASSWORD, serializer=JSONSerializer)
+    app = web.make_app(url, web.Access(PASSWORD), serializer=JSONSerializer)
     for path, answer in all_pages(app):
         assert REDIS_PASSWORD.encode() not in answer.data, path
         if path in {"/rq/", "/rq/0/view/workers", "/rq/0/view/jobs", "/rq/0/data/queues.json"}:
@@ -482,27 +482,27 @@ def test_an_unreachable_redis_is_a_sentence_without_its_password(url: str) -> No
 @pytest.mark.parametrize("url", [f"redis://:{REDIS_PASSWORD}/x@h", "http://h", "redis+sentinel://h", ""])
 def test_an_odd_redis_address_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        web.make_app(url, PASSWORD, serializer=JSONSerializer)
+        web.make_app(url, web.Access(PASSWORD), serializer=JSONSerializer)
     assert "redis://" in str(caught.value)
     assert REDIS_PASSWORD not in str(caught.value)
 
 
 def test_the_address_of_redis_is_escaped(server: Server) -> None:
-    app = web.make_app(f"unix:///nowhere{urllib.request.quote(IMAGE)}", PASSWORD, serializer=JSONSerializer)
+    app = web.make_app(f"unix:///nowhere{urllib.request.quote(IMAGE)}", web.Access(PASSWORD), serializer=JSONSerializer)
     text = app.test_client().get("/rq/", headers=login()).text
     assert "can&#39;t be reached" in text
     assert "<img" not in text
 
 
 def test_a_wrong_redis_password_is_a_sentence(server: Server) -> None:
-    app = web.make_app(f"unix://:wrong@{server.path}", PASSWORD, serializer=JSONSerializer)
+    app = web.make_app(f"unix://:wrong@{server.path}", web.Access(PASSWORD), serializer=JSONSerializer)
     answer = app.test_client().get("/rq/", headers=login())
     assert (answer.status_code, "AuthenticationError" in answer.text) == (503, True)
 
 
 def test_redis_may_go_and_come_back(running: Server) -> None:
     seed(running)
-    client = web.make_app(running.url, PASSWORD, serializer=JSONSerializer).test_client()
+    client = web.make_app(running.url, web.Access(PASSWORD), serializer=JSONSerializer).test_client()
     assert client.get("/rq/", headers=login()).status_code == 200
     running.stop()
     try:
@@ -529,7 +529,7 @@ def test_tls_is_verified_unless_said_otherwise(server: Server, tmp_path: Path) -
         threading.Thread(target=relay, args=(listener, context, server.path), daemon=True).start()
         url = f"rediss://:{REDIS_PASSWORD}@127.0.0.1:{listener.getsockname()[1]}/0"
         for tls_verify, status in ((True, 503), (False, 200)):
-            app = web.make_app(url, PASSWORD, serializer=JSONSerializer, tls_verify=tls_verify)
+            app = web.make_app(url, web.Access(PASSWORD), serializer=JSONSerializer, tls_verify=tls_verify)
             assert app.test_client().get("/rq/0/data/queues.json", headers=login()).status_code == status
 
 
@@ -562,7 +562,9 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 
 def serve(host: str, port: int = 0, password: str | None = None) -> None:
     said = pytest.fail  # it must not come that far
-    web.serve("unix:///nowhere", host=host, port=port, password=password, ready=said, serializer=JSONSerializer)
+    web.serve(
+        "unix:///nowhere", host=host, port=port, access=web.Access(password), ready=said, serializer=JSONSerializer
+    )
 
 
 @pytest.mark.parametrize(
@@ -601,7 +603,7 @@ from nih_sched import web
 
 url, host, password = sys.argv[1:]
 say = lambda text: print(text, flush=True)
-web.serve(url, host=host, port=0, password=password or None, ready=say, serializer=JSONSerializer)
+web.serve(url, host=host, port=0, access=web.Access(password or None), ready=say, serializer=JSONSerializer)
 print("returned")
 """
 

@@ -1,0 +1,207 @@
+"""The pages' routes. GET only looks; each POST is a change, which the app that mounts us has checked by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flask
+from redis import Redis
+from werkzeug.wrappers import Response
+
+from nih_sched import reports, steer
+from nih_sched.errors import NihError, NoSuchRow, UsageError
+from nih_sched.model import Key, State, show_key
+from nih_sched.pages import chart
+from nih_sched.reports import words
+from nih_sched.reports.show import plain
+from nih_sched.settings import Settings
+from nih_sched.store import Desk
+from nih_sched.store.rows import parse_key
+
+PAGES = "pages"
+ROWS = 50  # on one page
+STATES = tuple(state.value for state in State)
+SPANS = {"15m": 900.0, "1h": 3600.0, "1d": 86400.0, "7d": 604800.0}
+ENDED = ("failed", "cancelled", "done")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the pages show.
+
+    Args:
+        desk: the source's.
+        settings: where Redis is, what --where says.
+        redis_url: finds the Redis of this moment; None while there is none.
+        redis: an open client, for what is told there; None while there is none.
+        read_only: no buttons: the app refuses each change anyway.
+        token: what each form carries, so that the app knows it for its own.
+        who: asks for a change, in words.
+    """
+
+    desk: Desk
+    settings: Settings
+    redis_url: Callable[[], str | None]
+    redis: Callable[[], Redis | None]
+    read_only: bool
+    token: Callable[[], str]
+    who: Callable[[], str]
+
+
+def make_blueprint(place: Place) -> flask.Blueprint:
+    """The pages of one source, to be mounted at the root."""
+    pages = flask.Blueprint(
+        PAGES, __name__, template_folder="templates", static_folder="static", static_url_path="/own"
+    )
+    looks: dict[str, Callable[..., Any]] = {
+        "/": overview,
+        "/rows": rows,
+        "/rows/<path:key>": row,
+        "/failures": failures,
+    }
+    changes: dict[str, Callable[..., Any]] = {
+        "/pause": pause,
+        "/resume": resume,
+        "/requeue": requeue,
+        "/cancel": cancel,
+        "/requeue-group": requeue_group,
+    }
+    for methods, views in ((["GET"], looks), (["POST"], changes)):
+        for rule, view in views.items():
+            pages.add_url_rule(rule, view.__name__, partial(view, place), methods=methods)
+    pages.register_error_handler(UsageError, partial(_mistaken, place))
+    pages.register_error_handler(NoSuchRow, partial(_mistaken, place))
+    pages.register_error_handler(NihError, partial(_mistaken, place))
+    return pages
+
+
+def overview(place: Place) -> str:
+    """How the source does."""
+    status = reports.status(place.desk, place.redis_url(), created=place.settings.created_column)
+    drawn = chart.draw(reports.hour(place.desk))
+    return _render(place, "overview", status=status, chart=drawn)
+
+
+def rows(place: Place) -> str:
+    """Rows by state, text and time."""
+    asked = flask.request.args
+    state, text, since = asked.get("state", ""), asked.get("text", ""), asked.get("since", "")
+    error, after = asked.get("error", ""), asked.get("after", "")
+    newest = asked.get("order", "newest") == "newest"
+    selection = reports.select(
+        place.desk, state=state or None, text=text or None, error=error or None, since=_span(since)
+    )
+    key = parse_key(place.desk.rows, after) if after else None
+    found = reports.rows(place.desk, selection, ROWS, after=key, descending=newest)
+    beyond = found.next or found.stopped
+    kept = {"state": state, "text": text, "since": since, "error": error, "order": "newest" if newest else "oldest"}
+    return _render(
+        place,
+        "rows",
+        found=found,
+        asked=kept,
+        states=STATES,
+        spans=SPANS,
+        further=None if beyond is None else _rows_url(kept | {"after": show_key(beyond)}),
+        first=_rows_url(kept) if after else None,
+    )
+
+
+def row(place: Place, key: str) -> str:
+    """One row: why it isn't running, and each attempt."""
+    its = parse_key(place.desk.rows, key)
+    why = reports.why(place.desk, its, place.redis_url(), where=place.settings.where)
+    shown = reports.show(place.desk, its)
+    may = {"requeue": shown.state in ENDED, "cancel": shown.state not in ENDED}
+    return _render(place, "row", why=why, shown=shown, may=may, done=flask.request.args.get("done", ""))
+
+
+def failures(place: Place) -> str:
+    """Failed rows by the kind and place of their errors."""
+    return _render(place, "failures", found=reports.groups(place.desk), done=flask.request.args.get("done", ""))
+
+
+def pause(place: Place) -> Response:
+    """Let no row start."""
+    reason = flask.request.form.get("reason", "").strip()[:1000]
+    steer.pause(place.desk, place.who(), reason or None, connection=place.redis())
+    return _back(flask.url_for(".overview"))
+
+
+def resume(place: Place) -> Response:
+    """End the pause."""
+    steer.resume(place.desk, place.who(), connection=place.redis())
+    return _back(flask.url_for(".overview"))
+
+
+def requeue(place: Place) -> Response:
+    """A row back to ready."""
+    return _changed(place, steer.requeue, "Requeued")
+
+
+def cancel(place: Place) -> Response:
+    """A row never starts, or is stopped."""
+    return _changed(place, steer.cancel, "Cancelled")
+
+
+def requeue_group(place: Place) -> Response:
+    """All failed rows of one kind and place back to ready."""
+    error = flask.request.form.get("error", "")
+    if not error:
+        raise UsageError(reason="No group was named.")
+    keys = reports.keys(place.desk, reports.select(place.desk, state=State.FAILED.value, error=error))
+    result = steer.requeue(place.desk, keys, place.who(), connection=place.redis())
+    return _back(flask.url_for(".failures", done=f"Requeued {result.changed:,} rows."))
+
+
+def _changed(place: Place, change: Callable[..., steer.Result], verb: str) -> Response:
+    key = parse_key(place.desk.rows, flask.request.form.get("key", ""))
+    result = change(place.desk, [key], place.who(), connection=place.redis())
+    done = f"{verb}." if result.changed else "Not changed: it is in another state by now."
+    if result.running:
+        done = f"{verb}: it is stopped within 5 s."
+    return _back(_row_url(key, done=done))
+
+
+def _row_url(key: Key, **more: Any) -> str:
+    return flask.url_for(".row", key=show_key(key), **more)
+
+
+def _rows_url(asked: dict[str, str]) -> str:
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    return flask.url_for(".rows", **given)
+
+
+def _back(url: str) -> Response:
+    return flask.redirect(url, code=303)
+
+
+def _span(text: str) -> float | None:
+    if not text:
+        return None
+    if text not in SPANS:
+        raise UsageError(reason=f"There is no such time as {text!r}: expected {', '.join(SPANS)}.")
+    return SPANS[text]
+
+
+def _mistaken(place: Place, error: NihError) -> tuple[str, int]:
+    status = 404 if isinstance(error, NoSuchRow) else 400 if isinstance(error, UsageError) else 503
+    return _render(place, "mistake", sentence=str(error)), status
+
+
+def _render(place: Place, name: str, **facts: Any) -> str:
+    desk = place.desk
+    return flask.render_template(
+        f"pages/{name}.html",
+        table=desk.rows.name,
+        source=desk.source.name,
+        read_only=place.read_only,
+        token=place.token(),
+        row_url=_row_url,
+        words=words,
+        plain=plain,
+        **facts,
+    )

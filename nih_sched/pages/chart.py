@@ -1,0 +1,54 @@
+"""A chart of the last hour, as the server draws it: bars for done and failed, a line for the time that rows waited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nih_sched.reports import Hour, Minute
+
+WIDTH, HEIGHT = 600.0, 120.0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A minute, in the picture's units from its upper left corner."""
+
+    x: float
+    width: float
+    done_y: float
+    done_height: float
+    failed_y: float
+    failed_height: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The picture, and what it shows in words."""
+
+    bars: tuple[Bar, ...]
+    waits: str  # points of a polyline
+    most: int  # rows a minute
+    longest: float  # seconds
+    minutes: tuple[Minute, ...]  # those in which anything happened, newest first
+    hour: Hour
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+def draw(hour: Hour) -> Chart:
+    """The chart of an hour."""
+    minutes = hour.minutes
+    most = max((one.done + one.failed for one in minutes), default=0)
+    longest = max((one.waited or 0.0 for one in minutes), default=0.0)
+    step = WIDTH / max(1, len(minutes))
+    bars, points = [], []
+    for number, one in enumerate(minutes):
+        done = HEIGHT * one.done / most if most else 0.0
+        failed = HEIGHT * one.failed / most if most else 0.0
+        label = f"{one.at:%H:%M} UTC: {one.done:,} done, {one.failed:,} failed"
+        bars.append(Bar(number * step, step * 0.8, HEIGHT - done, done, HEIGHT - done - failed, failed, label))
+        if one.waited is not None and longest:
+            points.append(f"{number * step + step * 0.4:.1f},{HEIGHT - HEIGHT * one.waited / longest:.1f}")
+    told = tuple(one for one in reversed(minutes) if one.done or one.failed)
+    return Chart(tuple(bars), " ".join(points), most, longest, told, hour)

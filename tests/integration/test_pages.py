@@ -1,0 +1,270 @@
+"""Our pages: what they show, who may change what by them, and that no row's text becomes markup."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote
+
+import flask
+import pytest
+import redis
+from conftest import Work
+from rq.serializers import JSONSerializer
+from servers import eventually, scheduler, spawn_scheduler
+from werkzeug.test import Client, TestResponse
+
+from nih_sched import pages, web
+from nih_sched.ledger import Ledger
+from nih_sched.settings import load
+from nih_sched.store import Desk, open_desk
+
+PASSWORD, TOKEN = "a påssword", "a-token"
+EVILS = (
+    "<script>document.title='XSS'</script>",
+    "\"><img src=x onerror=document.title='XSS'>",
+    "' onmouseover='x",
+    "{{7*7}}{% raw %}${7*7}<%= 7*7 %>",
+    "javascript:document.title='XSS'",
+    "long" * 300,
+    "\u202e\x1b[31mred",
+)
+HANDLER = """
+def evil(id, state, kind):
+    print(kind)
+    raise ValueError(kind)
+
+def fine(id):
+    pass
+"""
+
+
+class Site:
+    """The app on a source's desk."""
+
+    def __init__(self, work: Work, redis_url: str, *, read_only: bool = False) -> None:
+        self.work = work
+        settings = load({}, work.env)
+        self.desk: Desk = open_desk(settings)
+
+        def make(token: Any, who: Any, client: redis.Redis) -> flask.Blueprint:
+            place = pages.Place(self.desk, settings, lambda: redis_url, lambda: client, read_only, token, who)
+            return pages.make_blueprint(place)
+
+        access = web.Access(PASSWORD, TOKEN, read_only)
+        self.app = web.make_app(redis_url, access, serializer=JSONSerializer, pages=make)
+
+    @property
+    def client(self) -> Client:
+        return self.app.test_client()
+
+    def get(self, path: str) -> TestResponse:
+        return self.client.get(path, headers=login())
+
+    def post(self, path: str, origin: str | None = "http://localhost", token: str | None = None, **form: str) -> int:
+        headers = login() | ({"Origin": origin} if origin else {})
+        found = re.search(r'name="token" value="([^"]+)"', self.get("/").text)
+        form["token"] = token if token is not None else found[1] if found else ""
+        return self.client.post(path, headers=headers, data=form).status_code
+
+    def dump(self) -> Any:
+        ledger: Ledger = self.desk.ledger
+        names = [table.name for table in ledger.metadata.sorted_tables]
+        return [self.work.sql(f"SELECT * FROM {name}") for name in ("work", *names)]
+
+
+def login(password: str = PASSWORD) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"ada:{password}".encode()).decode()}
+
+
+@pytest.fixture
+def work_here(lite: Work) -> Work:
+    lite.sql("DROP TABLE work")
+    lite.sql("CREATE TABLE work (id INTEGER NOT NULL PRIMARY KEY, state VARCHAR(20) NOT NULL, kind VARCHAR(2000))")
+    (lite.folder / "evil.py").write_text(HANDLER)
+    return lite
+
+
+@pytest.fixture
+def site(work_here: Work, redis_url: str) -> Iterator[Site]:
+    made = Site(work_here, redis_url)
+    yield made
+    made.desk.close()
+
+
+@pytest.fixture
+def bad(site: Site) -> Site:
+    """Every row failed with a text that would like to be markup."""
+    for number, evil in enumerate(EVILS, 1):
+        site.work.sql("INSERT INTO work VALUES (:id, 'Pending', :kind)", id=number, kind=evil)
+    site.work.sql("INSERT INTO work VALUES (99, :word, 'a word of nobody''s')", word="<b>Odd</b>")
+    line = ("--job", "evil:evil", "--burst", "--tries", "0", "--quiet")
+    assert scheduler(*line, env=site.work.env, cwd=site.work.folder).returncode == 1
+    return site
+
+
+class Strict(HTMLParser):
+    """Collects what could execute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.forms = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "script" and given.get("src") != "/own/pages.js":
+            self.found.append(f"script {given}")
+        self.found += [f"{tag} {name}" for name in given if name.startswith("on") or name == "style"]
+        self.found += [f"{tag} {name}" for name in ("href", "src") if (given.get(name) or "").startswith("javascript")]
+        if tag in ("img", "iframe", "object", "embed", "b", "base"):
+            self.found.append(tag)
+
+
+def ours(site: Site) -> list[str]:
+    """Every page of ours that looks, from the URL map, so that a new one can't be forgotten."""
+    rules = [rule for rule in site.app.url_map.iter_rules() if rule.endpoint.startswith("pages.")]
+    keys = [str(number) for number in range(1, len(EVILS) + 1)] + ["99"]
+    paths = []
+    for rule in rules:
+        if "GET" in (rule.methods or ()) and "filename" not in rule.rule:
+            paths += [rule.rule.replace("<path:key>", key) for key in keys] if "<" in rule.rule else [rule.rule]
+    return paths
+
+
+def changes(site: Site) -> list[str]:
+    rules = site.app.url_map.iter_rules()
+    found = [rule.rule for rule in rules if rule.endpoint.startswith("pages.") and "POST" in (rule.methods or ())]
+    assert len(found) == 5
+    return found
+
+
+def test_nothing_of_a_row_becomes_markup(bad: Site) -> None:
+    paths = ours(bad)
+    assert len(paths) == 3 + len(EVILS) + 1
+    for evil in EVILS:
+        for name in ("state", "text", "error", "after", "done"):
+            paths += [f"/rows?{name}={quote(evil, safe='')}", f"/failures?{name}={quote(evil, safe='')}"]
+        paths.append(f"/rows/{quote(evil, safe='')}")
+    for path in paths:
+        answer = bad.get(path)
+        assert answer.status_code in (200, 400, 404), path
+        parser = Strict()
+        parser.feed(answer.text)
+        assert parser.found == [], path
+        assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    shown = bad.get("/rows/1").text
+    assert "&lt;script&gt;" in shown
+    assert "ValueError" in shown
+    assert "{{7*7}}" in bad.get("/rows/4").text
+
+
+def test_a_change_needs_login_origin_and_token(bad: Site) -> None:
+    before = bad.dump()
+    for path in changes(bad):
+        for origin in ("http://evil.example", "null", None, "http://localhost.evil.example"):
+            assert bad.post(path, origin=origin, key="1", error="x") == 403, (path, origin)
+        for token in ("", "wrong", "ü"):
+            assert bad.post(path, token=token, key="1", error="x") == 403, (path, token)
+        assert bad.client.post(path, headers={"Origin": "http://localhost"}, data={"key": "1"}).status_code == 401
+        assert bad.client.get(path, headers=login()).status_code in (403, 404, 405)
+    assert bad.dump() == before
+
+
+def test_looking_changes_nothing(bad: Site, redis_client: redis.Redis) -> None:
+    before, keys = bad.dump(), sorted(redis_client.keys())
+    for path in ours(bad):
+        bad.get(path)
+    assert bad.dump() == before
+    assert sorted(redis_client.keys()) == keys
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Bearer a-token", 200),
+        ("Bearer wrong", 401),
+        ("Bearer ", 401),
+        ("Basic a-token", 401),
+        ("Basic " + base64.b64encode(b"ada:a-token").decode(), 401),
+        ("Digest x", 401),
+    ],
+)
+def test_who_gets_in_on_every_route(site: Site, header: str | None, status: int) -> None:
+    headers = {"Authorization": header} if header else {}
+    for path in ("/", "/rows", "/failures", "/own/pages.css", "/rq/", "/nope"):
+        answer = site.client.get(path, headers=headers)
+        assert answer.status_code == (404 if path == "/nope" and status == 200 else status), path
+
+
+def test_read_only_changes_nothing_and_has_no_buttons(work_here: Work, redis_url: str) -> None:
+    work_here.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
+    site = Site(work_here, redis_url, read_only=True)
+    before = site.dump()
+    for path in changes(site):
+        headers = login() | {"Origin": "http://localhost"}
+        assert site.client.post(path, headers=headers, data={"key": "1"}).status_code == 403
+    assert site.dump() == before
+    for path in ("/", "/rows/1", "/failures"):
+        assert 'method="post"' not in site.get(path).text
+    site.desk.close()
+
+
+def test_a_row_is_requeued_a_group_too_and_one_that_waits_is_cancelled(bad: Site) -> None:
+    assert "Failed for good" in bad.get("/rows/1").text
+    assert bad.post("/requeue", key="1") == 303
+    assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Pending",)]
+    assert "Requeued." in bad.get("/rows/1?done=Requeued.").text
+    assert bad.post("/cancel", key="1") == 303
+    assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Cancelled",)]
+    page = bad.get("/failures").text
+    group = re.search(r'name="error" value="([^"]+)"', page)
+    assert group is not None
+    assert "evil.py" in group[1]
+    assert bad.post("/requeue-group", error=group[1]) == 303
+    assert bad.work.states() == {"Pending": len(EVILS) - 1, "Cancelled": 1, "<b>Odd</b>": 1}
+
+
+def test_a_pause_by_a_button_holds_a_scheduler(site: Site) -> None:
+    line = ("--job", "evil:fine", "--max-concurrent-jobs", "1")
+    with spawn_scheduler(*line, env=site.work.env, cwd=site.work.folder):
+        site.work.sql("INSERT INTO work VALUES (1, 'Pending', 'x')")
+        eventually(lambda: site.work.states() == {"Done": 1})
+        assert site.post("/pause", reason="<i>a move</i>") == 303
+        page = site.get("/").text
+        assert "Paused: no row starts. By ada from 127.0.0.1 by the dashboard: &lt;i&gt;a move&lt;/i&gt;" in page
+        assert "idle" in page
+        site.work.sql("INSERT INTO work VALUES (2, 'Pending', 'x')")
+        assert site.post("/resume") == 303
+        eventually(lambda: site.work.states() == {"Done": 2})
+
+
+def test_rows_are_found_page_by_page(site: Site) -> None:
+    for number in range(1, 121):
+        site.work.sql("INSERT INTO work VALUES (:id, 'Done', :kind)", id=number, kind=f"kind {number % 2}")
+    seen: list[int] = []
+    path: str | None = "/rows?order=oldest&text=kind+1"
+    while path:
+        page = site.get(path).text
+        seen += map(int, re.findall(r'href="/rows/(\d+)"', page))
+        further = re.search(r'<a href="([^"]+)" rel="next"', page)
+        path = further[1].replace("&amp;", "&") if further else None
+    assert seen == list(range(1, 121, 2))
+
+
+def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
+    lite.sql("DROP TABLE work")
+    lite.sql("CREATE TABLE work (a VARCHAR(50), b INTEGER, state VARCHAR(20), PRIMARY KEY (a, b))")
+    for key in ("x/y z", "ä?#%2F", "..", "a&b=c"):
+        lite.sql("INSERT INTO work VALUES (:a, 1, 'Pending')", a=key)
+    site = Site(lite, redis_url)
+    links = re.findall(r'href="(/rows/[^"]+)"', site.get("/rows").text)
+    assert len(links) == 4
+    for link in links:
+        assert site.get(link.replace("&amp;", "&")).status_code == 200, link
+    site.desk.close()
