@@ -39,7 +39,7 @@ def period(text: str) -> float:
         ValueError: it is none.
     """
     found = _PERIOD.fullmatch(text.strip().lower())
-    if found is None:
+    if found is None or len(found[1]) > 9:  # databases run out of dates
         raise ValueError(f"{text!r} is no length of time: expected 90s, 30m, 1h or 2d, say")
     return float(found[1]) * _UNITS[found[2]]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from nih_sched import clock
 from nih_sched.errors import BadConfigFile, BadSetting
 
 CONFIG_FILE = "nih-sched.toml"
@@ -158,6 +159,12 @@ class Settings:
         high=1000,
         metavar="auto|N",
         shown="auto",
+        group="run",
+    )
+    keep_history: str = _option(
+        "done=1d,others=30d",
+        "How long the history of ended claims is kept, done ones and others; 0 for hardly any.",
+        metavar="TIMES",
         group="run",
     )
     dry_run: bool = _option(False, "Show the claim's SQL, its plan, the count and the first 10 keys.", group="run")
@@ -319,7 +326,13 @@ def _checked(name: str, field: dataclasses.Field[Any], raw: Any, origin: str) ->
         return field.default
     try:
         value = _parse(kind, raw)
+        if name == "keep_history":
+            kept_seconds(value)
     except (ValueError, TypeError, OverflowError):  # TOML has dates, and whole numbers beyond every float
+        if name == "keep_history":
+            raise BadSetting(
+                name="--keep-history", value=shown, origin=origin, expected="times such as done=1d,others=30d"
+            ) from None
         expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
         raise BadSetting(name=option_name(name), value=shown, origin=origin, expected=expected) from None
     low, high = facts["low"], facts["high"]
@@ -331,6 +344,21 @@ def _checked(name: str, field: dataclasses.Field[Any], raw: Any, origin: str) ->
             name=option_name(name), value=raw, origin=origin, expected=" or ".join(map(repr, facts["choices"]))
         )
     return value
+
+
+def kept_seconds(text: str) -> tuple[float, float]:
+    """For how many seconds --keep-history keeps done claims, and all others; what it doesn't name has its default.
+
+    Raises:
+        ValueError: it names something else, or no time.
+    """
+    times = {"done": 86400.0, "others": 30 * 86400.0}
+    for part in text.split(","):
+        name, _, time = part.partition("=")
+        if name.strip() not in times:
+            raise ValueError(name)
+        times[name.strip()] = clock.period(time)
+    return times["done"], times["others"]
 
 
 def _parse(kind: type, raw: Any) -> Any:

@@ -24,7 +24,8 @@ from nih_sched.errors import NihError, UsageError
 from nih_sched.keeper import Slot
 from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
-from nih_sched.settings import Settings, fields, option_name
+from nih_sched.reconciler.pruner import Pruner
+from nih_sched.settings import Settings, fields, kept_seconds, option_name
 from nih_sched.store import Desk, Looks, open_desk
 from nih_sched.store.desk import register
 from nih_sched.wake import Doorbell, Wake
@@ -283,7 +284,8 @@ def produce(
     if parent is None:
         telemetry.emit("run_started", summary=summary(settings, desk, "of the workers", redis_url))
     producer = Producer(settings, desk, connection)
-    reconciler = Reconciler(desk, connection, producer.name)
+    pruner = Pruner(desk, *kept_seconds(settings.keep_history))
+    reconciler = Reconciler(desk, connection, producer.name, pruner)
     wake = Wake(stop, desk.watch(), Doorbell(connection, desk.source.name))
     try:
         with metrics.adding_up(counting or metrics.count_here(), desk), _told(settings, desk, connection):

@@ -29,6 +29,7 @@ COMMANDS = {
     "list": ("rows", "list_"),
     "pause": ("steer", "pause"),
     "producer": ("run", "producer"),
+    "prune-history": ("prune", "prune_history"),
     "requeue": ("change", "requeue"),
     "resume": ("steer", "resume"),
     "run": ("run", "run"),

@@ -9,16 +9,19 @@ from typing import Any
 
 import flask
 from redis import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response
 
-from nih_sched import reports, steer
+from nih_sched import metrics, reports, steer
+from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError, NoSuchRow, UsageError
 from nih_sched.model import Key, State, show_key
 from nih_sched.pages import chart
 from nih_sched.reports import words
 from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
-from nih_sched.store import Desk
+from nih_sched.store import Desk, Looks
 from nih_sched.store.rows import parse_key
 
 PAGES = "pages"
@@ -61,6 +64,8 @@ def make_blueprint(place: Place) -> flask.Blueprint:
         "/rows": rows,
         "/rows/<path:key>": row,
         "/failures": failures,
+        "/metrics": scrape,
+        "/readyz": ready,
     }
     changes: dict[str, Callable[..., Any]] = {
         "/pause": pause,
@@ -72,9 +77,8 @@ def make_blueprint(place: Place) -> flask.Blueprint:
     for methods, views in ((["GET"], looks), (["POST"], changes)):
         for rule, view in views.items():
             pages.add_url_rule(rule, view.__name__, partial(view, place), methods=methods)
-    pages.register_error_handler(UsageError, partial(_mistaken, place))
-    pages.register_error_handler(NoSuchRow, partial(_mistaken, place))
     pages.register_error_handler(NihError, partial(_mistaken, place))
+    pages.register_error_handler(SQLAlchemyError, partial(_unreachable, place))
     return pages
 
 
@@ -124,10 +128,32 @@ def failures(place: Place) -> str:
     return _render(place, "failures", found=reports.groups(place.desk), done=flask.request.args.get("done", ""))
 
 
+def scrape(place: Place) -> flask.Response:
+    """For Prometheus."""
+    text = metrics.exposition(place.desk, place.redis_url, place.settings.created_column)
+    return flask.Response(text, content_type=metrics.CONTENT_TYPE)
+
+
+def ready(place: Place) -> flask.Response:
+    """Whether database and Redis answer."""
+    ills = []
+    try:
+        Looks(place.desk).now()
+    except SQLAlchemyError as error:
+        ills.append(f"database: {type(error).__name__}")
+    client = place.redis()
+    try:
+        if client is not None:
+            client.ping()
+    except RedisError as error:
+        ills.append(f"Redis: {type(error).__name__}")
+    return flask.Response("; ".join(ills) or "ready", 503 if ills else 200, mimetype="text/plain")
+
+
 def pause(place: Place) -> Response:
     """Let no row start."""
-    reason = flask.request.form.get("reason", "").strip()[:1000]
-    steer.pause(place.desk, place.who(), reason or None, connection=place.redis())
+    why = flask.request.form.get("reason", "").strip()[:1000]
+    steer.pause(place.desk, place.who(), why or None, connection=place.redis())
     return _back(flask.url_for(".overview"))
 
 
@@ -190,6 +216,10 @@ def _span(text: str) -> float | None:
 def _mistaken(place: Place, error: NihError) -> tuple[str, int]:
     status = 404 if isinstance(error, NoSuchRow) else 400 if isinstance(error, UsageError) else 503
     return _render(place, "mistake", sentence=str(error)), status
+
+
+def _unreachable(place: Place, error: SQLAlchemyError) -> tuple[str, int]:
+    return _render(place, "mistake", sentence=f"The database answered: {reason(error)}"), 503
 
 
 def _render(place: Place, name: str, **facts: Any) -> str:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, host, telemetry
 from nih_sched.model import Claim, Ended, Outcome, show_key
+from nih_sched.reconciler.pruner import Pruner
 from nih_sched.reconciler.watch import Standstill
 from nih_sched.store import Attempts, Desk, Lease, Leases, Retries
 from nih_sched.store.leader import Leader
@@ -31,8 +32,9 @@ GONE_EVERY = 10.0  # seconds between looks for attempts whose lease isn't there 
 class Reconciler:
     """One producer's; all of them watch, the leader rescues. Two leaders at once would harm nothing."""
 
-    def __init__(self, desk: Desk, connection: Redis, name: str) -> None:
+    def __init__(self, desk: Desk, connection: Redis, name: str, pruner: Pruner | None = None) -> None:
         self._desk = desk
+        self._pruner = pruner
         self._queue = broker.queue_of(connection, desk.source.name)
         self._name = name
         self._retries = Retries(desk)
@@ -76,6 +78,7 @@ class Reconciler:
         if now < self._next_rest:
             return
         self._next_rest = now + REST_EVERY
+        self._prune()  # nobody leads while nothing moves, and history grows old all the same
         with self._watching():
             leases, still = self._see()
         dead = {lease.id for lease in leases.values() if lease.died is not None}
@@ -95,6 +98,7 @@ class Reconciler:
             if self._leads:
                 self._rescue(dead)
                 self._carry()
+                self._prune()
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
@@ -110,6 +114,10 @@ class Reconciler:
         led, self._leads = self._leads, False
         if led:
             self._leader.resign()
+
+    def _prune(self) -> None:
+        if self._pruner is not None:
+            self._pruner.turn()
 
     def _lead(self, now: float) -> None:
         if self._leads and now < self._next_renewal:

@@ -144,7 +144,7 @@ def changes(site: Site) -> list[str]:
 
 def test_nothing_of_a_row_becomes_markup(bad: Site) -> None:
     paths = ours(bad)
-    assert len(paths) == 3 + len(EVILS) + 1
+    assert len(paths) == 5 + len(EVILS) + 1
     for evil in EVILS:
         for name in ("state", "text", "error", "after", "done"):
             paths += [f"/rows?{name}={quote(evil, safe='')}", f"/failures?{name}={quote(evil, safe='')}"]
@@ -268,3 +268,24 @@ def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     for link in links:
         assert site.get(link.replace("&amp;", "&")).status_code == 200, link
     site.desk.close()
+
+
+def test_metrics_and_readiness_tell_what_is(site: Site) -> None:
+    for number, state in enumerate(("Pending", "Pending", "Failed", "Done"), 1):
+        site.work.sql("INSERT INTO work VALUES (:id, :state, 'x')", id=number, state=state)
+    source = site.desk.source.name
+    text = site.get("/metrics").text
+    for line in (
+        f'nih_sched_rows{{source="{source}",state="ready"}} 2.0',
+        f'nih_sched_rows{{source="{source}",state="failed"}} 1.0',
+        f'nih_sched_ready_rows{{source="{source}"}} 2.0',
+        f'nih_sched_redis_up{{source="{source}"}} 1.0',
+        f'nih_sched_paused{{source="{source}"}} 0.0',
+    ):
+        assert line in text.splitlines()
+    assert site.client.get("/metrics").status_code == 401
+    answer = site.get("/readyz")
+    assert (answer.status_code, answer.text) == (200, "ready")
+    assert site.client.get("/healthz").text == "ok"
+    site.work.sql("ALTER TABLE work RENAME TO elsewhere")
+    assert site.get("/").status_code == 503

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nih_sched import broker
 from nih_sched.dialects import connect
 from nih_sched.errors import BadConfigFile, BadSetting, NihError
-from nih_sched.settings import Settings, env_names, fields, load, option_name, usable_cores, value_type
+from nih_sched.settings import Settings, env_names, fields, kept_seconds, load, option_name, usable_cores, value_type
 
 hypothesis_settings.register_profile(
     "patient", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -70,6 +70,7 @@ SAMPLES: dict[str, Any] = {
     "redis_url": "redis://h",
     "log_format": "json",
     "states": "done=ok",
+    "keep_history": "done=0,others=90d",
     "config": None,
 }
 
@@ -387,3 +388,21 @@ def test_settings_are_frozen() -> None:
         load({}, {}).tries = 4  # type: ignore[misc]
     with pytest.raises(TypeError):
         Settings(5)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("done=0,others=90d", (0.0, 90 * 86400.0)),
+        ("others=12h", (86400.0, 43200.0)),
+        ("done=1.5h, others=2w", (5400.0, 14 * 86400.0)),
+    ],
+)
+def test_times_for_which_history_is_kept(text: str, seconds: tuple[float, float]) -> None:
+    assert kept_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["30d", "failed=1d", "done=", "done=soon", "done=-1d", "done=1y", "done=9999999999d"])
+def test_times_that_are_none_are_refused_with_an_example(text: str, folder: Path) -> None:
+    with pytest.raises(BadSetting, match=r"--keep-history is .* expected times such as done=1d,others=30d\."):
+        load({"keep_history": text}, {}, folder=folder)

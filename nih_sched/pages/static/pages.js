@@ -3,7 +3,8 @@
 const live = document.getElementById("live");
 async function refresh() {
   if (document.hidden) return;
-  const answer = await fetch(live.dataset.url, { credentials: "same-origin", redirect: "error" });
+  const url = new URL(live.dataset.url, location.origin); // without a login that stands in the address
+  const answer = await fetch(url, { credentials: "same-origin", redirect: "error" });
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const fresh = page.getElementById("live");
