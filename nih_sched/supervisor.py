@@ -288,7 +288,7 @@ def produce(
     reconciler = Reconciler(desk, connection, producer.name, pruner)
     wake = Wake(stop, desk.watch(), Doorbell(connection, desk.source.name))
     try:
-        with metrics.adding_up(counting or metrics.count_here(), desk), _told(settings, desk, connection):
+        with metrics.adding_up(counting or metrics.count_here(), desk), _told(settings, desk, connection, redis_url):
             ended = producer.loop(wake, reconciler)
     finally:
         wake.close()
@@ -304,7 +304,7 @@ def produce(
 
 
 @contextlib.contextmanager
-def _told(settings: Settings, desk: Desk, connection: Redis) -> Iterator[None]:
+def _told(settings: Settings, desk: Desk, connection: Redis, redis_url: str) -> Iterator[None]:
     """Answer on --metrics-port meanwhile."""
     if settings.metrics_port is None:
         yield
@@ -312,7 +312,7 @@ def _told(settings: Settings, desk: Desk, connection: Redis) -> Iterator[None]:
     from nih_sched.metrics.endpoint import Endpoint, serve_beside  # noqa: PLC0415 - a web server for those who want one
 
     secrets = (settings.dashboard_password, settings.dashboard_token)
-    app = Endpoint(desk, connection, settings.created_column, secrets)
+    app = Endpoint(desk, connection, redis_url, settings.created_column, secrets)
     close = serve_beside(app, settings.metrics_host, settings.metrics_port)
     try:
         yield

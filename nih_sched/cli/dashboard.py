@@ -12,7 +12,6 @@ from nih_sched import broker, web
 from nih_sched.cli import listen
 from nih_sched.cli.options import DASHBOARD, LOOK, settings_options
 from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase
-from nih_sched.metrics.routes import add_routes
 from nih_sched.pages import Place, make_blueprint
 from nih_sched.settings import Settings
 from nih_sched.store import Desk, open_desk
@@ -61,8 +60,6 @@ def _pages(settings: Settings, desk: Desk, redis_url: str) -> web.Pages:
             token=token,
             who=who,
         )
-        pages = make_blueprint(place)
-        add_routes(pages, desk, client, settings.created_column)
-        return pages
+        return make_blueprint(place)
 
     return make

@@ -41,13 +41,17 @@ class Endpoint:
     Args:
         desk: the producer's source.
         connection: to Redis.
+        redis_url: its address.
         created: the column that says when a row was added.
         secrets: password and token, either of which opens it; none: it is open.
     """
 
-    def __init__(self, desk: Desk, connection: Redis, created: str | None, secrets: Iterable[str | None]) -> None:
+    def __init__(
+        self, desk: Desk, connection: Redis, redis_url: str, created: str | None, secrets: Iterable[str | None]
+    ) -> None:
         self._desk = desk
         self._connection = connection
+        self._redis_url = redis_url
         self._created = created
         self._secrets = [one.encode() for one in secrets if one]
 
@@ -66,7 +70,9 @@ class Endpoint:
         if path != "/metrics":
             return _say(start, "404 Not Found", b"There are /metrics, /healthz and /readyz.\n")
         try:
-            return _say(start, "200 OK", exposition(self._desk, self._created), kind=CONTENT_TYPE)
+            return _say(
+                start, "200 OK", exposition(self._desk, lambda: self._redis_url, self._created), kind=CONTENT_TYPE
+            )
         except SQLAlchemyError:
             return _say(start, "503 Service Unavailable", b"The database doesn't answer.\n")
 

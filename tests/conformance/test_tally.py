@@ -8,6 +8,7 @@ import re
 from conformance.places import Place, claim, run_once, start, together
 from nih_sched import telemetry
 from nih_sched.metrics import Counting, adding_up, count_here
+from nih_sched.metrics.counting import _Adding
 from nih_sched.metrics.exposition import exposition
 from nih_sched.store.tally import Tally
 
@@ -50,7 +51,7 @@ def test_metrics_say_what_was_counted_and_what_is(place: Place) -> None:
     (first,) = claim(desk, 1)
     start(desk, first, run="run")
     Tally(desk).add({"done": 3, "run_le_0.5": 2, "run_le_1": 1, "run_sum": 1.5})
-    found = samples(exposition(desk))
+    found = samples(exposition(desk, lambda: None, None))
     assert found["nih_sched_done_total"] == 3
     assert found["nih_sched_failed_total"] == 0
     assert found['nih_sched_run_seconds_bucket{le="0.5"}'] == 2
@@ -86,8 +87,6 @@ def test_what_the_database_does_not_take_is_added_later(place: Place) -> None:
     try:
         telemetry.emit("claimed", count=7)
         place.run("ALTER TABLE nih_sched_counts RENAME TO away")
-        from nih_sched.metrics.counting import _Adding
-
         adding = _Adding(counting, desk)
         adding.add()
         place.run("ALTER TABLE away RENAME TO nih_sched_counts")

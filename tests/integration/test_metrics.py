@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Work
-from servers import eventually, scheduler, spawn_scheduler
+from servers import Redis, eventually, scheduler, spawn_scheduler
 
 from nih_sched.metrics.exposition import exposition
 from nih_sched.settings import Settings
@@ -104,8 +104,6 @@ def test_password_or_token_guard_the_port(lite: Work, name: str) -> None:
 
 def test_the_port_says_when_redis_is_away(lite: Work) -> None:
     assert lite  # its table and its Redis
-    from servers import Redis
-
     own = Redis().start()
     try:
         port = free_port()
@@ -127,7 +125,7 @@ def names_in(value: Any) -> set[str]:
 
 def test_dashboard_and_alerts_name_metrics_that_there_are(lite: Work) -> None:
     desk = open_desk(Settings(database_url=lite.database.url, table="work"))
-    text = exposition(desk).decode()
+    text = exposition(desk, lambda: None, None).decode()
     desk.close()
     known = set(re.findall(r"^(nih_sched_\w+)[ {]", text, re.MULTILINE)) | {"nih_sched_oldest_ready_seconds"}
     board = json.loads((DOCS / "grafana.json").read_text("utf-8"))
