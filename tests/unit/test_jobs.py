@@ -241,12 +241,14 @@ def fill(url: str, count: int) -> None:
     engine.dispose()
 
 
+@pytest.mark.many
 def test_memory_stays_flat_over_a_million_rows(sqlite_db: Database) -> None:
     fill(sqlite_db.url, 1_111_112)
     assert growth("plain", sqlite_db.url, 1_000_000) < 30
     assert growth("twin", sqlite_db.url.replace("sqlite:", "sqlite+aiosqlite:"), 200_000) < 20
 
 
+@pytest.mark.many
 @pytest.mark.postgresql
 def test_memory_stays_flat_on_postgresql(postgresql_db: Database) -> None:
     fill(postgresql_db.url, 222_223)
@@ -254,6 +256,7 @@ def test_memory_stays_flat_on_postgresql(postgresql_db: Database) -> None:
     assert growth("twin", postgresql_db.url, 200_000) < 20
 
 
+@pytest.mark.many
 @pytest.mark.mariadb
 def test_memory_stays_flat_on_mariadb(mariadb_db: Database) -> None:
     fill(mariadb_db.url, 222_223)
