@@ -195,6 +195,15 @@ class Settings:
         group="dashboard",
     )
     dashboard_read_only: bool = _option(False, "Show everything, change nothing.", group="dashboard")
+    metrics_port: int | None = _option(
+        None, "Answer /metrics, /healthz and /readyz on this port.", low=1, high=65535, shown="", group="metrics"
+    )
+    metrics_host: str = _option(
+        "127.0.0.1",
+        "Its address; beyond loopback the dashboard's password or token is needed.",
+        metavar="HOST",
+        group="metrics",
+    )
     dyno: str | None = _option(None, "Set by Heroku.", env=("DYNO",), group="hidden")
     config: str | None = _option(
         None, "The config file.", metavar="FILE", shown=f"{CONFIG_FILE} if there", group="file"

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from redis import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import broker, clock, embedded, host, keeper, runner, telemetry, worker
+from nih_sched import broker, clock, embedded, host, keeper, metrics, runner, telemetry, worker
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
 from nih_sched.dialects.connect import identity, parse, sqlite_path
@@ -66,9 +67,12 @@ class View(Protocol):
 class Supervisor:
     """Forks children from a process that has imported everything and has no thread and no open connection."""
 
-    def __init__(self, settings: Settings, redis_url: str, view: View | None = None) -> None:
+    def __init__(
+        self, settings: Settings, redis_url: str, counting: metrics.Counting, view: View | None = None
+    ) -> None:
         self._settings = settings
         self._redis_url = redis_url
+        self._counting = counting
         self._view = view
         self._children: list[Child] = []
         self._slots = keeper.Slots(settings.max_concurrent_jobs)
@@ -159,7 +163,7 @@ class Supervisor:
     def _be(self, role: str, parent: int, slot: Slot | None) -> int:
         if role == "worker":
             return worker.work(self._settings, self._redis_url, parent=parent, slot=slot)
-        return produce(self._settings, self._redis_url, parent=parent)
+        return produce(self._settings, self._redis_url, parent=parent, counting=self._counting)
 
     def _reap(self, *, restart: bool) -> None:
         for child in list(self._children):
@@ -229,31 +233,41 @@ def run(settings: Settings, make_view: Callable[[Desk], View] | None = None) -> 
     Raises:
         NihError: whatever stands in the way, before a row is claimed.
     """
+    metrics.check(settings)
     with redis_for(settings) as redis_url:
         site = runner.prepare(settings)
         broker.connect(redis_url).close()
         telemetry.emit("run_started", summary=summary(settings, site.desk, site.handler.name, redis_url))
         view = make_view(site.desk) if make_view else None
+        counting = metrics.count_here()
         register(site.desk)
         site.learn(site.desk.source.name)  # once for all workers
         site.close()
         gc.collect()
         try:
-            code = Supervisor(settings, redis_url, view).run()
+            code = Supervisor(settings, redis_url, counting, view).run()
         finally:
             runner.clear()
+            with metrics.adding_up(counting, site.desk):
+                pass  # what workers have counted after their producer had ended
+            counting.close()
+            site.close()
         telemetry.emit("stopped")
         return code
 
 
-def produce(settings: Settings, redis_url: str, *, parent: int | None = None) -> int:
+def produce(
+    settings: Settings, redis_url: str, *, parent: int | None = None, counting: metrics.Counting | None = None
+) -> int:
     """Be a producer until told to stop; the exit code as of run().
 
     Args:
         settings: what to do.
         redis_url: the Redis to send to.
         parent: the supervisor's pid, whose death ends this producer too.
+        counting: what the whole tree counts into; without it, this process counts for itself.
     """
+    metrics.check(settings)
     host.name_process("sched-producer")
     stop = clock.Bell()
     for number in (*worker.WARM, worker.STOP_NOW):
@@ -274,7 +288,8 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
     reconciler = Reconciler(desk, connection, producer.name, pruner)
     wake = Wake(stop, desk.watch(), Doorbell(connection, desk.source.name))
     try:
-        ended = producer.loop(wake, reconciler)
+        with metrics.adding_up(counting or metrics.count_here(), desk), _told(settings, desk, connection, redis_url):
+            ended = producer.loop(wake, reconciler)
     finally:
         wake.close()
         reconciler.close()
@@ -286,6 +301,23 @@ def produce(settings: Settings, redis_url: str, *, parent: int | None = None) ->
     rest = "".join(f", {count} {outcome}" for outcome, count in sorted(ended.items()))
     telemetry.emit("finished", summary=f"{done} done{rest}")
     return 1 if any(ended.get(outcome) for outcome in ("failed", "timed out", "crashed", "lost")) else 0
+
+
+@contextlib.contextmanager
+def _told(settings: Settings, desk: Desk, connection: Redis, redis_url: str) -> Iterator[None]:
+    """Answer on --metrics-port meanwhile."""
+    if settings.metrics_port is None:
+        yield
+        return
+    from nih_sched.metrics.endpoint import Endpoint, serve_beside  # noqa: PLC0415 - a web server for those who want one
+
+    secrets = (settings.dashboard_password, settings.dashboard_token)
+    app = Endpoint(desk, connection, redis_url, settings.created_column, secrets)
+    close = serve_beside(app, settings.metrics_host, settings.metrics_port)
+    try:
+        yield
+    finally:
+        close()
 
 
 @contextlib.contextmanager

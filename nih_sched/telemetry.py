@@ -84,6 +84,12 @@ def subscribe(subscriber: Subscriber) -> None:
     _subscribers.append(subscriber)
 
 
+def unsubscribe(subscriber: Subscriber) -> None:
+    """Forget this one, if it is known."""
+    if subscriber in _subscribers:
+        _subscribers.remove(subscriber)
+
+
 def unsubscribe_all() -> None:
     """Forget every subscriber."""
     _subscribers.clear()

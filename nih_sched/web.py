@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import ipaddress
 import re
 import secrets
 import signal
@@ -31,6 +30,7 @@ from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException
 
 from nih_sched.errors import UnreachableRedis, UsageError
+from nih_sched.metrics import is_loopback
 from nih_sched.pages import PAGES
 
 RQ = "rq_dashboard"
@@ -290,11 +290,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _make_up_password(host: str) -> str:
     hint = "Set NIH_SCHED_DASHBOARD_PASSWORD"
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host.lower() == "localhost"
-    if not loopback:
+    if not is_loopback(host):
         raise UsageError(reason=f"Others can reach {host!r}: the dashboard needs a password. {hint}, or use 127.0.0.1.")
     if not sys.stderr.isatty():  # a secret must not land in a log
         raise UsageError(reason=f"The dashboard needs a password, and no terminal is here to show one on. {hint}.")

@@ -16,6 +16,7 @@ from nih_sched.settings import Settings, env_names, fields, load, option_name, v
 FIRST = tuple(name for name, f in fields().items() if f.metadata["group"] == "first")
 COMMON = (*(name for name, f in fields().items() if f.metadata["group"] in ("first", "common")), "config")
 RUN = tuple(name for name, f in fields().items() if f.metadata["group"] == "run")
+METRICS = tuple(name for name, f in fields().items() if f.metadata["group"] == "metrics")
 DASHBOARD = tuple(name for name, f in fields().items() if f.metadata["group"] == "dashboard")
 TABLE = (
     "database_url",
@@ -112,6 +113,7 @@ __all__ = [
     "DASHBOARD",
     "FIRST",
     "LOOK",
+    "METRICS",
     "RUN",
     "TABLE",
     "Settings",

@@ -9,7 +9,7 @@ import click
 
 from nih_sched import runner, supervisor, worker
 from nih_sched.cli import listen
-from nih_sched.cli.options import COMMON, RUN, settings_options
+from nih_sched.cli.options import COMMON, METRICS, RUN, settings_options
 from nih_sched.model import State, show_key
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Looks, open_desk
@@ -17,7 +17,7 @@ from nih_sched.supervisor import View, redis_for
 
 
 @click.command()
-@settings_options((*COMMON, *RUN))
+@settings_options((*COMMON, *RUN, *METRICS))
 def run(settings: Settings) -> int:
     """Run ready rows: a producer and a pool of workers in one process tree.
 
@@ -31,7 +31,7 @@ def run(settings: Settings) -> int:
 
 
 @click.command()
-@settings_options((*COMMON, *RUN))
+@settings_options((*COMMON, *RUN, *METRICS))
 def producer(settings: Settings) -> int:
     """Only claim and enqueue; `scheduler worker` runs the rows, here or elsewhere."""
     listen(settings)

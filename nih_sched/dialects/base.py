@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateIndex, Index
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
@@ -124,6 +124,10 @@ class Dialect:
 
     def is_overdue(self, error: DBAPIError) -> bool:
         """Whether a statement was ended because it took longer than looking() allows."""
+        raise NotImplementedError
+
+    def adding_up(self, table: Table, rows: Sequence[dict[str, Any]]) -> Executable:
+        """A statement that inserts these, or adds their `value` to that of the record that has their primary key."""
         raise NotImplementedError
 
     def forget_connections(self, engine: Engine) -> None:

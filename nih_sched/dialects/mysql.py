@@ -23,7 +23,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import Index
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import literal, literal_column
 
 from nih_sched.dialects.base import IDLE, Dialect, End, Opened
@@ -101,6 +101,11 @@ class MySQL(Dialect):
             found = func.hex(func.convert(column.op("USING")(literal_column("utf8mb4"))))
             return and_(plain, found == literal(str(word).encode().hex().upper(), literal_execute=True))
         return plain
+
+    def adding_up(self, table: Table, rows: Sequence[dict[str, Any]]) -> Executable:
+        """ON DUPLICATE KEY UPDATE."""
+        given = mysql.insert(table).values(rows)
+        return given.on_duplicate_key_update(value=table.c.value + given.inserted.value)
 
     def insert_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]

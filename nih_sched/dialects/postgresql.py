@@ -48,7 +48,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.schema import Index
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import ColumnElement, Executable
 
 from nih_sched.dialects import listen
 from nih_sched.dialects.base import IDLE, Dialect, End, Opened, is_any_kept, with_option
@@ -173,6 +173,12 @@ class PostgreSQL(Dialect):
         if type(column.type) in ARRAYABLE:
             return column == any_(bindparam(name, type_=_Joined(column.type)))
         return super().given(column, name)
+
+    def adding_up(self, table: Table, rows: Sequence[dict[str, Any]]) -> Executable:
+        """ON CONFLICT DO UPDATE."""
+        given = insert(table).values(rows)
+        added = {"value": table.c.value + given.excluded.value}
+        return given.on_conflict_do_update(index_elements=list(table.primary_key), set_=added)
 
     def open_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]

@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.schema import Index
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
@@ -112,6 +112,12 @@ class SQLite(Dialect):
         if isinstance(column.type, String | NullType):
             return and_(plain, collate(column, "BINARY") == literal(word, literal_execute=True))
         return plain
+
+    def adding_up(self, table: Table, rows: Sequence[dict[str, Any]]) -> Executable:
+        """ON CONFLICT DO UPDATE."""
+        given = insert(table).values(rows)
+        added = {"value": table.c.value + given.excluded.value}
+        return given.on_conflict_do_update(index_elements=list(table.primary_key), set_=added)
 
     def insert_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]

@@ -13,9 +13,10 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response
 
-from nih_sched import metrics, reports, steer
+from nih_sched import reports, steer
 from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError, NoSuchRow, UsageError
+from nih_sched.metrics.exposition import CONTENT_TYPE, exposition
 from nih_sched.model import Key, State, show_key
 from nih_sched.pages import chart
 from nih_sched.reports import words
@@ -130,8 +131,8 @@ def failures(place: Place) -> str:
 
 def scrape(place: Place) -> flask.Response:
     """For Prometheus."""
-    text = metrics.exposition(place.desk, place.redis_url, place.settings.created_column)
-    return flask.Response(text, content_type=metrics.CONTENT_TYPE)
+    text = exposition(place.desk, place.redis_url, place.settings.created_column)
+    return flask.Response(text, content_type=CONTENT_TYPE)
 
 
 def ready(place: Place) -> flask.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -9,7 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from redis import Redis
@@ -18,7 +20,8 @@ from rq.exceptions import StopRequested
 from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 
-from nih_sched import broker, clock, host, runner, telemetry
+from nih_sched import broker, clock, host, metrics, runner, telemetry
+from nih_sched.dialects import connect
 from nih_sched.errors import UnreachableDatabase, UnreachableRedis
 from nih_sched.keeper import Slot
 from nih_sched.runner import Site
@@ -56,11 +59,36 @@ def work(settings: Settings, redis_url: str, *, parent: int | None = None, slot:
         watch_parent(parent)
     site = reach(lambda: runner.made() or runner.prepare(settings), stop, insist=parent is not None)
     connection = reach(lambda: broker.connect(redis_url), stop, insist=parent is not None)
+    with _counted(settings, site if parent is None else None):
+        _go(site, connection, stop, redis_url, slot, ctrl_c=parent is None)
+    return 0
+
+
+@contextlib.contextmanager
+def _counted(settings: Settings, site: Site | None) -> Iterator[None]:
+    """Add up meanwhile what a worker counts that no supervisor has started."""
+    if site is None:
+        yield
+        return
+    # A connection of its own: horses are forked, and find none of ours open.
+    desk = replace(site.desk, engine=connect(settings.database_url))
+    counting = metrics.count_here()
+    try:
+        with metrics.adding_up(counting, desk):
+            yield
+    finally:
+        counting.close()
+        desk.close()
+
+
+def _go(
+    site: Site | None, connection: Redis | None, stop: clock.Bell, redis_url: str, slot: Slot | None, *, ctrl_c: bool
+) -> None:
     worker: Worker | None = None
     said = False  # that Redis is away
     while site is not None and connection is not None and not stop.rung:
         # RQ's worker gives up when Redis is away for long; ours begins again.
-        worker = _one(site, connection, stop, ctrl_c=parent is None, before=worker)
+        worker = _one(site, connection, stop, ctrl_c=ctrl_c, before=worker)
         if not said:
             telemetry.emit("worker_started", name=worker.name, pid=os.getpid())
         worker.slot = worker.slot or slot
@@ -72,7 +100,6 @@ def work(settings: Settings, redis_url: str, *, parent: int | None = None, slot:
         connection = reach(lambda: broker.connect(redis_url), stop, insist=True)
     if worker is not None:
         worker.leave()
-    return 0
 
 
 def _serve(worker: Worker, stop: clock.Bell, said: bool) -> bool:
