@@ -121,9 +121,17 @@ def database(request: pytest.FixtureRequest) -> Database:
     return found
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that names one kind of database itself carries its marker too."""
+    """A test that names one kind of database itself carries its marker too.
+
+    What runs on each kind is measured once: to measure it thrice takes minutes, and adds nothing. PostgreSQL's own
+    lines are measured by the conformance suite.
+    """
     for item in items:
+        kind = item.callspec.params.get("database") if hasattr(item, "callspec") else None
+        if kind == "mariadb" or (kind == "postgresql" and "integration" in item.path.parts):
+            item.add_marker("many")
         for kind in ("postgresql", "mariadb"):
             if f"{kind}_server" in getattr(item, "fixturenames", ()):
                 item.add_marker(kind)

@@ -30,10 +30,15 @@ Change = Callable[..., Result]
 
 
 def _options(states: Sequence[State]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    names = ", ".join(state.value for state in states)
+    values = [state.value for state in states]
+    names = ", ".join(values)
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
     given: list[Callable[..., Any]] = [
         settings_options(ROWS),
-        click.option("--state", "state", help=f"All rows in this state: {names}."),
+        click.option("--state", "state", shell_complete=complete, help=f"All rows in this state: {names}."),
         click.option(
             "--where", "condition", metavar="SQL", help="Of those: SQL over the row's columns and last error."
         ),

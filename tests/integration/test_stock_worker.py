@@ -23,7 +23,7 @@ def test_a_stock_worker_runs_rows_to_done_and_retries_failing_ones(work: Work, r
     line = ("--tries", "1", "--delay", "6", "--job", "handlers:first_fails")
     scheduler("init", env=work.env, cwd=work.folder)
     source = scheduler("source", env=work.env, cwd=work.folder).stdout.strip()
-    app = web.make_app(redis_url, "pw", serializer=broker.SERIALIZER)
+    app = web.make_app(redis_url, web.Access("pw"), serializer=broker.SERIALIZER)
     client = app.test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = "Basic " + b64encode(b"admin:pw").decode()
     env = work.env | {"NIH_SCHED_JOB": "handlers:first_fails"}

@@ -321,7 +321,7 @@ def test_states_that_make_no_sense_are_refused(text: str) -> None:
 
 
 def test_the_secret_settings_are_known() -> None:
-    assert SECRETS == ["database_url", "redis_url", "dashboard_password"]
+    assert SECRETS == ["database_url", "redis_url", "dashboard_password", "dashboard_token"]
 
 
 @pytest.mark.parametrize("name", SECRETS)
