@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,9 @@ def print_facts(facts: list[tuple[str, str]], indent: str = "") -> None:
 @click.option("--watch", is_flag=True, help="Look again every 2 seconds, until Ctrl-C.")
 def status(settings: Settings, as_json: bool, watch: bool) -> None:
     """Print how the source does: rows by state, rate, workers and what they run, retries, Redis, failures."""
+    stopped = threading.Event()
+    if watch:  # an exception raised while SQLite asks us whether to go on would be taken for that answer
+        signal.signal(signal.SIGINT, lambda number, frame: stopped.set())
     with looking(settings) as desk:
         while True:
             found = reports.status(desk, redis_url_of(settings), created=settings.created_column)
@@ -81,7 +85,8 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
                 _print_status(desk, found)
             if not watch:
                 return
-            time.sleep(EVERY)
+            if stopped.wait(EVERY):
+                raise KeyboardInterrupt
 
 
 def _print_status(desk: Desk, found: reports.Status) -> None:

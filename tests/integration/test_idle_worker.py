@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 from servers import eventually, spawn_scheduler
 
-from nih_sched import broker
+from nih_sched import broker, metrics
 from nih_sched.settings import Settings
 from nih_sched.supervisor import Supervisor
 from nih_sched.worker import Worker
@@ -100,12 +100,14 @@ def test_five_idle_ones_stop_at_once_and_sleep_until_then(lite: Work, redis_url:
 
 
 def test_a_supervisor_heeds_a_stop_at_once() -> None:
-    supervisor = Supervisor(Settings(), "")
+    counting = metrics.Counting()
+    supervisor = Supervisor(Settings(), "", counting)
     supervisor._on_stop(signal.SIGTERM, None)
     began = time.monotonic()
     supervisor._nudge.wait(5)
     assert time.monotonic() - began < 2
     supervisor._nudge.close()
+    counting.close()
 
 
 def test_a_killed_supervisor_takes_its_tree_along(lite: Work) -> None:
