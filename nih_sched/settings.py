@@ -8,7 +8,7 @@ import math
 import os
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -32,6 +32,8 @@ def _option(  # the one place that words a setting
     shown: str = "",
     secret: bool = False,
     group: str = "common",
+    check: Callable[[Any], object] | None = None,  # raises ValueError
+    expected: str = "",
 ) -> Any:
     facts = {
         "help": help,
@@ -43,8 +45,25 @@ def _option(  # the one place that words a setting
         "shown": shown,
         "secret": secret,
         "group": group,
+        "check": check,
+        "expected": expected,
     }
     return dataclasses.field(default=default, metadata=facts, repr=not secret)
+
+
+def kept_seconds(text: str) -> tuple[float, float]:
+    """For how many seconds --keep-history keeps done claims, and all others; what it doesn't name has its default.
+
+    Raises:
+        ValueError: it names something else, or no time.
+    """
+    times = {"done": 86400.0, "others": 30 * 86400.0}
+    for part in text.split(","):
+        name, _, time = part.partition("=")
+        if name.strip() not in times:
+            raise ValueError(name)
+        times[name.strip()] = clock.period(time)
+    return times["done"], times["others"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +185,8 @@ class Settings:
         "How long the history of ended claims is kept, done ones and others; 0 for hardly any.",
         metavar="TIMES",
         group="run",
+        check=kept_seconds,
+        expected="times such as done=1d,others=30d",
     )
     dry_run: bool = _option(False, "Show the claim's SQL, its plan, the count and the first 10 keys.", group="run")
     max_rows: int | None = _option(
@@ -326,14 +347,12 @@ def _checked(name: str, field: dataclasses.Field[Any], raw: Any, origin: str) ->
         return field.default
     try:
         value = _parse(kind, raw)
-        if name == "keep_history":
-            kept_seconds(value)
+        if facts["check"]:
+            facts["check"](value)
     except (ValueError, TypeError, OverflowError):  # TOML has dates, and whole numbers beyond every float
-        if name == "keep_history":
-            raise BadSetting(
-                name="--keep-history", value=shown, origin=origin, expected="times such as done=1d,others=30d"
-            ) from None
-        expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+        expected = facts["expected"] or {int: "a whole number", float: "a number", bool: "true or false"}.get(
+            kind, "text"
+        )
         raise BadSetting(name=option_name(name), value=shown, origin=origin, expected=expected) from None
     low, high = facts["low"], facts["high"]
     if low is not None and not (low <= value <= (high if high is not None else math.inf)):
@@ -344,21 +363,6 @@ def _checked(name: str, field: dataclasses.Field[Any], raw: Any, origin: str) ->
             name=option_name(name), value=raw, origin=origin, expected=" or ".join(map(repr, facts["choices"]))
         )
     return value
-
-
-def kept_seconds(text: str) -> tuple[float, float]:
-    """For how many seconds --keep-history keeps done claims, and all others; what it doesn't name has its default.
-
-    Raises:
-        ValueError: it names something else, or no time.
-    """
-    times = {"done": 86400.0, "others": 30 * 86400.0}
-    for part in text.split(","):
-        name, _, time = part.partition("=")
-        if name.strip() not in times:
-            raise ValueError(name)
-        times[name.strip()] = clock.period(time)
-    return times["done"], times["others"]
 
 
 def _parse(kind: type, raw: Any) -> Any:

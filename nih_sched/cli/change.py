@@ -17,14 +17,12 @@ from nih_sched.cli.steer import STEER, redis_of, who
 from nih_sched.errors import UsageError
 from nih_sched.model import Key, State, show_key
 from nih_sched.settings import Settings
-from nih_sched.steer import Result
+from nih_sched.steer import ENDED, UNENDED, Result
 from nih_sched.store import Desk, open_desk
 from nih_sched.store.rows import parse_key
 
 COUNTING = 2.0  # seconds for which rows are counted before we ask
 ROWS = tuple(name for name in STEER if name != "where")  # a condition on the rows to change, here
-ENDED = (State.FAILED, State.CANCELLED, State.DONE)
-UNENDED = (State.READY, State.QUEUED, State.RETRYING, State.STARTED)
 
 Change = Callable[..., Result]
 

@@ -9,22 +9,14 @@ import click
 from redis import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import broker, doctor, embedded, ledger, telemetry
+from nih_sched import broker, doctor, telemetry
+from nih_sched.cli.look import looking, redis_url_of
 from nih_sched.cli.options import COMMON, settings_options
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
-from nih_sched.dialects.connect import identity
 from nih_sched.doctor import Finding, Visit
-from nih_sched.errors import (
-    BadLedger,
-    DatabaseRefused,
-    NoSuchTable,
-    UnreachableDatabase,
-    UnreachableRedis,
-    UsageError,
-)
+from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase, UnreachableRedis
 from nih_sched.settings import Settings
-from nih_sched.store import Desk, open_desk
 
 
 @click.command("doctor")
@@ -66,23 +58,13 @@ def _fixed(finding: Finding, settings: Settings) -> str:
 
 
 def _found(settings: Settings) -> list[Finding]:
-    try:
-        desk = open_desk(settings, create_ledger=False)
-    except (UnreachableDatabase, NoSuchTable, BadLedger, DatabaseRefused) as error:
-        why, remedy = "Nothing runs without it.", "Mend that first, then: scheduler doctor"
-        return [*_redis(settings)[1], Finding("database", str(error), why, remedy)]
-    try:
-        return _look(settings, desk)
-    finally:
-        desk.close()
-
-
-def _look(settings: Settings, desk: Desk) -> list[Finding]:
-    if not ledger.exists(desk.engine, desk.ledger):
-        raise UsageError(reason=f"There are no tables nih_sched_* in {address(desk.engine.url)}. Type: scheduler init")
     connection, found = _redis(settings)
     try:
-        return [*found, *doctor.findings(Visit(settings, desk, connection))]
+        with looking(settings) as desk:
+            return [*found, *doctor.findings(Visit(settings, desk, connection))]
+    except (UnreachableDatabase, NoSuchTable, BadLedger, DatabaseRefused) as error:
+        why, remedy = "Nothing runs without it.", "Mend that first, then: scheduler doctor"
+        return [*found, Finding("database", str(error), why, remedy)]
     finally:
         if connection is not None:
             connection.close()
@@ -90,7 +72,7 @@ def _look(settings: Settings, desk: Desk) -> list[Finding]:
 
 def _redis(settings: Settings) -> tuple[Redis | None, Sequence[Finding]]:
     """A connection; or what to say of there being none. An embedded Redis lives with its scheduler: none is no news."""
-    url = settings.redis_url or embedded.find(identity(settings.database_url))
+    url = redis_url_of(settings)
     if url is None:
         return None, []
     try:

@@ -10,10 +10,10 @@ import socket
 import click
 from redis import Redis
 
-from nih_sched import broker, embedded, steer
+from nih_sched import broker, steer
 from nih_sched.cli import listen
+from nih_sched.cli.look import redis_url_of
 from nih_sched.cli.options import TABLE, settings_options
-from nih_sched.dialects.connect import identity
 from nih_sched.errors import UnreachableRedis
 from nih_sched.settings import Settings
 from nih_sched.store import open_desk
@@ -58,7 +58,7 @@ def who() -> str:
 
 def redis_of(settings: Settings) -> Redis | None:
     """The scheduler's Redis, as far as it can be reached: what is told there is a help, not needed."""
-    url = settings.redis_url or embedded.find(identity(settings.database_url))
+    url = redis_url_of(settings)
     with contextlib.suppress(UnreachableRedis):
         return broker.connect(url) if url else None
     return None

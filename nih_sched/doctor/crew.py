@@ -8,6 +8,7 @@ from nih_sched import broker
 from nih_sched.doctor.finding import Finding, Visit
 from nih_sched.errors import NihError
 from nih_sched.runner import handler_for
+from nih_sched.store.pauses import Pauses
 
 LATE = 60.0  # seconds by which a retry may be overdue
 HEARD = 0.5  # seconds for which an answer is waited for
@@ -24,7 +25,7 @@ def pauses(visit: Visit) -> list[Finding]:
             f"scheduler resume --source {pause.source}",
             is_problem=False,
         )
-        for pause in visit.checkup.pauses()
+        for pause in Pauses(visit.desk).all()
     ]
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from nih_sched.dialects import address
 from nih_sched.doctor.finding import Finding, Visit
-from nih_sched.store.retries import seconds_between
+from nih_sched.store.history import History
 
 SKEW = 2.0  # seconds by which clocks may differ
 
@@ -42,10 +42,8 @@ def version(visit: Visit) -> list[Finding]:
 def clock(visit: Visit) -> list[Finding]:
     """Clocks that differ."""
     before = datetime.now(UTC)
-    theirs = visit.checkup.now()
-    theirs = theirs if theirs.tzinfo else theirs.replace(tzinfo=UTC)
-    skew = seconds_between(before, theirs)
-    taken = seconds_between(before, datetime.now(UTC))
+    skew = (History(visit.desk).now() - before).total_seconds()
+    taken = (datetime.now(UTC) - before).total_seconds()
     if -SKEW <= skew <= SKEW + taken:
         return []
     return [

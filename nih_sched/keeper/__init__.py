@@ -89,8 +89,9 @@ def keep(slots: Slots, settings: Settings, parent: int, *, patrol: bool, watch: 
     # In a thread of its own: a database that doesn't answer mustn't keep us from stopping a horse in time.
     threading.Thread(target=rounds.go, daemon=True).start()
     over = threading.Event()
-    watcher = threading.Thread(target=watch or over.wait, args=(over,) if watch else (), daemon=True)
-    watcher.start()
+    watcher = threading.Thread(target=watch, args=(over,), daemon=True) if watch else None
+    if watcher is not None:
+        watcher.start()
     while True:
         for slot in slots.slots:
             if slot.worker and not host.lives(slot.worker, slot.born):
@@ -103,7 +104,8 @@ def keep(slots: Slots, settings: Settings, parent: int, *, patrol: bool, watch: 
             break
         time.sleep(TICK if any(slot.horse for slot in slots.slots) else CALM)
     over.set()
-    watcher.join(PATROL)  # it may be writing how its row ended
+    if watcher is not None:
+        watcher.join(PATROL)  # it may be writing how its row ended
     rounds.finish()
 
 

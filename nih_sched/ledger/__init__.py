@@ -1,7 +1,7 @@
 """Our own tables, beside the user's: their shape, their making, their version."""
 
 from nih_sched.ledger.making import SCHEMA_VERSION, check_made, ddl, drop, ensure, exists, identity, version
-from nih_sched.ledger.shape import Ledger, of_row, tables
+from nih_sched.ledger.shape import Ledger, of_row, of_rows, tables
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -13,6 +13,7 @@ __all__ = [
     "exists",
     "identity",
     "of_row",
+    "of_rows",
     "tables",
     "version",
 ]

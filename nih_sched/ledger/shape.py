@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,8 +70,18 @@ def _prefix(element: _KeyStart, compiler: SQLCompiler, **options: Any) -> str:
 
 def of_row(attempts: Table, row_key: str) -> ColumnElement[bool]:
     """The records of one row, found by the index on them."""
-    start = func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
-    return (start == row_key[:KEY_START]) & (attempts.c.row_key == row_key)
+    return (_start_of(attempts) == row_key[:KEY_START]) & (attempts.c.row_key == row_key)
+
+
+def of_rows(attempts: Table, row_keys: Sequence[str]) -> ColumnElement[bool]:
+    """The records of several rows, found likewise."""
+    starts = dict.fromkeys(row_key[:KEY_START] for row_key in row_keys)
+    return _start_of(attempts).in_(list(starts)) & attempts.c.row_key.in_(row_keys)
+
+
+def _start_of(attempts: Table) -> ColumnElement[str]:
+    # As PostgreSQL's index has it, with its numbers as they stand there.
+    return func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
 
 
 @dataclass(frozen=True)

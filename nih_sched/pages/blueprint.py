@@ -9,27 +9,27 @@ from typing import Any
 
 import flask
 from redis import Redis
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.wrappers import Response
 
 from nih_sched import reports, steer
 from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError, NoSuchRow, UsageError
+from nih_sched.metrics.endpoint import missing
 from nih_sched.metrics.exposition import CONTENT_TYPE, exposition
 from nih_sched.model import Key, State, show_key
 from nih_sched.pages import chart
 from nih_sched.reports import words
 from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
-from nih_sched.store import Desk, Looks
+from nih_sched.store import Desk
 from nih_sched.store.rows import parse_key
 
 PAGES = "pages"
 ROWS = 50  # on one page
 STATES = tuple(state.value for state in State)
 SPANS = {"15m": 900.0, "1h": 3600.0, "1d": 86400.0, "7d": 604800.0}
-ENDED = ("failed", "cancelled", "done")
+ENDED = tuple(state.value for state in steer.ENDED)
 
 
 @dataclass(frozen=True)
@@ -137,18 +137,9 @@ def scrape(place: Place) -> flask.Response:
 
 def ready(place: Place) -> flask.Response:
     """Whether database and Redis answer."""
-    ills = []
-    try:
-        Looks(place.desk).now()
-    except SQLAlchemyError as error:
-        ills.append(f"database: {type(error).__name__}")
     client = place.redis()
-    try:
-        if client is not None:
-            client.ping()
-    except RedisError as error:
-        ills.append(f"Redis: {type(error).__name__}")
-    return flask.Response("; ".join(ills) or "ready", 503 if ills else 200, mimetype="text/plain")
+    lacks = missing(place.desk, client) if client is not None else ""
+    return flask.Response(lacks or "ready", 503 if lacks else 200, mimetype="text/plain")
 
 
 def pause(place: Place) -> Response:

@@ -4,8 +4,9 @@ from nih_sched.reports.hour import Hour, Minute, hour
 from nih_sched.reports.rows import Group, Groups, Listed, ListedRow, groups, keys, rows, select
 from nih_sched.reports.servers import RedisSeen
 from nih_sched.reports.show import Attempt, Shown, show
+from nih_sched.reports.situation import Situation
 from nih_sched.reports.status import Status, status
-from nih_sched.reports.why import SENTENCES, Situation, Why, why
+from nih_sched.reports.why import SENTENCES, Why, why
 
 __all__ = [
     "SENTENCES",

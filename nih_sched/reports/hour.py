@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from nih_sched.model import FAILURES, Outcome
+from nih_sched.model import Outcome
 from nih_sched.store import Desk
 from nih_sched.store.history import History
+from nih_sched.store.looks import FINAL_FAILURES
 from nih_sched.store.overview import SAMPLE, Overview, Sample
 
 MINUTES = 60
-FAILED = frozenset(outcome.value for outcome in FAILURES)
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ def hour(desk: Desk) -> Hour:
 def _minute(at: datetime, samples: Sequence[Sample]) -> Minute:
     waits = [one.waited for one in samples if one.waited is not None]
     done = sum(one.outcome == Outcome.DONE.value for one in samples)
-    failed = sum(one.outcome in FAILED for one in samples)
+    failed = sum(one.outcome in FINAL_FAILURES for one in samples)
     return Minute(at, done, failed, sum(waits) / len(waits) if waits else None)

@@ -8,7 +8,6 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
-from nih_sched.errors import NoSuchRow
 from nih_sched.model import Key, show_key
 from nih_sched.reports import words
 from nih_sched.store import Desk
@@ -92,8 +91,6 @@ def show(desk: Desk, key: Key) -> Shown:
         NoSuchRow.
     """
     values = Overview(desk).row(key)
-    if values is None:
-        raise NoSuchRow(table=desk.rows.name, key=show_key(key))
     history = History(desk)
     records, now = history.of(key), history.now()
     texts = history.texts(records[:MOST])

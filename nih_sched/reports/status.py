@@ -12,7 +12,8 @@ from nih_sched.model import Outcome, State, decode_key, show_key
 from nih_sched.reports import words
 from nih_sched.reports.servers import RedisSeen, look
 from nih_sched.store import Desk, Leases, Looks
-from nih_sched.store.history import FAILED, History, utc
+from nih_sched.store.history import History, utc
+from nih_sched.store.looks import FINAL_FAILURES
 from nih_sched.store.overview import Count, LeaderSeen, Overview, Running, Sample, Waiting, percentile
 from nih_sched.store.pauses import Pause, Pauses
 
@@ -271,7 +272,7 @@ def _rates(samples: Sequence[Sample], now: datetime) -> tuple[float, float]:
     if len(lately) < 50:
         span = RATE_OVER  # too few to tell a rate from a moment
     done = sum(one.outcome == Outcome.DONE.value for one in lately)
-    return done / span, sum(one.outcome in FAILED for one in lately) / span
+    return done / span, sum(one.outcome in FINAL_FAILURES for one in lately) / span
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -6,21 +6,17 @@ one that has a sentence says it. A later feature adds its own at its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cached_property
+from datetime import timedelta
 from typing import Any
 
-from nih_sched.errors import NoSuchRow
 from nih_sched.model import Key, Outcome, State, show_key
 from nih_sched.reports import words
-from nih_sched.reports.servers import RedisSeen, look
+from nih_sched.reports.situation import Situation, situation
 from nih_sched.reports.status import leader_words, pause_words
-from nih_sched.store import Desk, Leases
-from nih_sched.store.history import History, Record, last_failure
-from nih_sched.store.overview import Overview
-from nih_sched.store.pauses import Pause, Pauses
+from nih_sched.store import Desk
+from nih_sched.store.history import last_failure
 
 IN_LINE = 10_000  # rows before it that are counted
 UNSERVED = 2  # minutes for which a worker's refusal is news
@@ -39,100 +35,6 @@ class Why:
         return {"key": self.key, "sentence": self.sentence, "facts": dict(self.facts)}
 
 
-@dataclass(frozen=True)
-class Situation:
-    """What is known of a row; what costs a statement is asked for when a sentence needs it."""
-
-    desk: Desk
-    key: Key
-    word: Any
-    records: Sequence[Record]
-    now: datetime
-    where: str | None
-    redis_url: str | None
-
-    @cached_property
-    def overview(self) -> Overview:
-        """Of its source."""
-        return Overview(self.desk)
-
-    @cached_property
-    def redis(self) -> RedisSeen:
-        """As it is now."""
-        return look(self.redis_url, self.desk.source.name)
-
-    @cached_property
-    def pause(self) -> Pause | None:
-        """The source's."""
-        return Pauses(self.desk).of(self.desk.source.name)
-
-    @cached_property
-    def dead(self) -> dict[str, str]:
-        """Of leases that are known to be dead, how."""
-        return {one.id: one.died for one in Leases(self.desk.engine, self.desk.ledger).all() if one.died}
-
-    @cached_property
-    def leases(self) -> set[str]:
-        """Every lease there is."""
-        return {one.id for one in Leases(self.desk.engine, self.desk.ledger).all()}
-
-    @cached_property
-    def redis_lost(self) -> str:
-        """Since when Redis is away, as a part of a sentence; nothing where it answers."""
-        if self.redis.answers:
-            return ""
-        if self.redis_url is None:
-            return "no scheduler runs on this machine, and no Redis is named by --redis-url"
-        lost = self.overview.redis_lost_at()
-        since = f" since {words.instant(lost, self.now)}" if lost else ""
-        return f"Redis is unreachable{since} ({self.redis.error})"
-
-    @cached_property
-    def nobody(self) -> str:
-        """Who is missing, as a part of a sentence: no producer, no worker; nothing if both are there."""
-        if self.redis.answers:
-            no_producer = not self.redis.producers and not self.leads
-            if no_producer and not self.redis.workers:
-                return "no producer and no worker of its source is up"
-            if no_producer:
-                return "no producer of its source is up"
-            return "" if self.redis.workers else "no worker of its source is up"
-        return ""
-
-    @cached_property
-    def leads(self) -> bool:
-        """Whether a producer of the source leads it."""
-        leader = self.overview.leader()
-        return leader is not None and leader.holds
-
-    @property
-    def head(self) -> Record | None:
-        """The open claim's record."""
-        return next((record for record in self.records if record.is_open and record.is_head), None)
-
-    @property
-    def last(self) -> Record | None:
-        """The newest attempt that has ended."""
-        return next((record for record in self.records if record.finished_at is not None), None)
-
-    def is_in(self, *states: State) -> bool:
-        """Whether the row's word is one of these."""
-        shown = self.word.rstrip(" ") if isinstance(self.word, str) else self.word
-        return shown in {self.desk.rows.words[state] for state in states}
-
-    def at(self, instant: datetime | None) -> str:
-        """An instant in words."""
-        return "an unknown time" if instant is None else words.instant(instant, self.now)
-
-    def since(self, instant: datetime | None) -> str:
-        """How long ago in words."""
-        return "unknown" if instant is None else words.duration(max(0.0, (self.now - instant).total_seconds()))
-
-    def failure(self, record: Record | None) -> str:
-        """What it failed with."""
-        return words.first_line(record.reason if record else None) or "an error that gave no reason"
-
-
 Sentence = Callable[[Situation], str | None]
 
 
@@ -142,9 +44,9 @@ def running(it: Situation) -> str | None:
     if head is None or not head.is_running:
         return None
     attempt = f"attempt {head.attempt} of {1 + head.tries}"
-    if head.lease in it.dead:
+    if died := it.leases.get(head.lease or ""):
         return (
-            f"its worker {head.worker} is dead ({words.first_line(it.dead[head.lease])}): it moves again as soon as a "
+            f"its worker {head.worker} is dead ({words.first_line(died)}): it moves again as soon as a "
             "producer rescues it"
         )
     if head.lease and head.lease not in it.leases:
@@ -312,19 +214,6 @@ def why(desk: Desk, key: Key, redis_url: str | None, *, where: str | None = None
     it = situation(desk, key, redis_url, where=where)
     said = next(text for sentence in SENTENCES if (text := sentence(it)) is not None)
     return Why(show_key(key), f"Row {words.first_line(show_key(key))}: {said}.", tuple(_facts(it)))
-
-
-def situation(desk: Desk, key: Key, redis_url: str | None, *, where: str | None = None) -> Situation:
-    """What is known of a row.
-
-    Raises:
-        NoSuchRow.
-    """
-    values = Overview(desk).row(key)
-    if values is None:
-        raise NoSuchRow(table=desk.rows.name, key=show_key(key))
-    history = History(desk)
-    return Situation(desk, key, values[desk.rows.status.name], history.of(key), history.now(), where, redis_url)
 
 
 def _facts(it: Situation) -> list[tuple[str, str]]:

@@ -2,5 +2,6 @@
 
 from nih_sched.steer.pausing import pause, resume
 from nih_sched.steer.rows import Result, cancel, requeue
+from nih_sched.store.steering import ENDED, UNENDED
 
-__all__ = ["Result", "cancel", "pause", "requeue", "resume"]
+__all__ = ["ENDED", "UNENDED", "Result", "cancel", "pause", "requeue", "resume"]

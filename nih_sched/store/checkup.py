@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Integer, and_, case, delete, false, func, insert, inspect, null, select, update
@@ -14,7 +13,6 @@ from sqlalchemy.exc import DBAPIError
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import reason
 from nih_sched.store.desk import Desk
-from nih_sched.store.pauses import Pause, Pauses
 from nih_sched.store.retries import seconds_between, waiting
 
 COUNTED = 100_000  # records that a count looks at
@@ -26,11 +24,6 @@ class Checkup:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._attempts = desk.ledger.attempts
-
-    def now(self) -> datetime:
-        """The database's clock."""
-        instant: datetime = self._desk.read(lambda c: c.execute(select(Now())).scalar_one())
-        return instant
 
     def version(self) -> tuple[int, ...]:
         """The server's, its first two numbers."""
@@ -101,10 +94,6 @@ class Checkup:
         c = self._attempts.c
         query = select(func.max(c.id) - func.min(c.id))
         return int(self._desk.read(lambda x: x.execute(query).scalar()) or 0)
-
-    def pauses(self) -> list[Pause]:
-        """Of every source."""
-        return Pauses(self._desk).all()
 
     def waiting(self, seconds: float) -> list[tuple[str, int]]:
         """Every source with claims that were sent so many seconds ago and haven't begun, and how many."""

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, not_, or_, select, update
 
 from nih_sched.dialects import After, Now
-from nih_sched.dialects.base import Opened, claimable
+from nih_sched.dialects.base import Opened
 from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
 from nih_sched.store.desk import Desk
@@ -30,9 +30,7 @@ class Claims:
     def select_ready(self, limit: int | None, without: Sequence[Key] = ()) -> Select[Any]:
         """The keys of ready rows, oldest key first."""
         rows = self._desk.rows
-        query = select(*rows.keys).where(
-            claimable(self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions)
-        )
+        query = select(*rows.keys).where(self._desk.is_ready)
         if without:
             query = query.where(not_(rows.keyed(without)))
         query = query.order_by(*rows.keys)

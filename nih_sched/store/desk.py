@@ -106,6 +106,13 @@ class Desk:
         return self.rows.keyed(list(keys), self.dialect.among)
 
     @property
+    def is_ready(self) -> ColumnElement[bool]:
+        """Of the user's rows: ready, and not left out by --where."""
+        rows = self.rows
+        ready: ColumnElement[bool] = claimable(self.dialect, rows.status, rows.words[State.READY], rows.conditions)
+        return ready
+
+    @property
     def given_rows(self) -> ColumnElement[bool]:
         """The user's rows with the keys that given_keys() makes parameters of."""
         if len(self.rows.keys) == 1:
@@ -172,7 +179,7 @@ def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -
 def _probe(desk: Desk, where: str | None) -> None:
     # A mistake in --where, or a missing right, is said now and not by a producer that fails at each look.
     rows = desk.rows
-    query = select(*rows.keys).where(claimable(desk.dialect, rows.status, rows.words[State.READY], rows.conditions))
+    query = select(*rows.keys).where(desk.is_ready)
     try:
         desk.read(lambda connection: connection.execute(query.limit(1)).all())
     except DBAPIError as error:

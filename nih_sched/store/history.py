@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import and_, func, literal_column, select
+from sqlalchemy import Connection, select
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
-from nih_sched.ledger import of_row
-from nih_sched.ledger.shape import KEY_START
-from nih_sched.model import FAILURES, Key, Outcome, encode_key
+from nih_sched.ledger import of_row, of_rows
+from nih_sched.model import Key, encode_key
 from nih_sched.store.desk import Desk
+from nih_sched.store.looks import FINAL_FAILURES
 
-FAILED = frozenset({*(one.value for one in FAILURES), Outcome.LOST.value})
 MOST = 2000  # records of one row that are read: --tries has a limit, and requeues have none
 AT_ONCE = 500  # rows whose records are looked up by one statement
 NAMES = (
@@ -70,7 +69,7 @@ class Record:
     @property
     def has_failed(self) -> bool:
         """It ended, and badly."""
-        return self.outcome in FAILED
+        return self.outcome in FINAL_FAILURES
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,11 @@ def utc(instant: Any) -> Any:
     if instant is None or not isinstance(instant, datetime):
         return None
     return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+
+
+def minute_now(connection: Connection) -> int:
+    """The present minute by the database's clock, since 1970."""
+    return int(utc(connection.execute(select(Now())).scalar_one()).timestamp()) // 60
 
 
 class History:
@@ -125,16 +129,11 @@ class History:
         found: dict[Key, list[Record]] = {}
         texts = list(by_text)
         for start in range(0, len(texts), AT_ONCE):
-            c = self._attempts.c
-            query = select(c.row_key, *self._columns()).where(self._of_rows(texts[start : start + AT_ONCE]))
+            c, some = self._attempts.c, texts[start : start + AT_ONCE]
+            query = select(c.row_key, *self._columns()).where(of_rows(self._attempts, some))
             for row in self._desk.read(lambda x, q=query: x.execute(q).all()):  # type: ignore[misc]
                 found.setdefault(by_text[row[0]], []).append(_record(row[1:]))
         return {key: in_order(records) for key, records in found.items()}
-
-    def _of_rows(self, texts: Sequence[str]) -> ColumnElement[bool]:
-        row_key = self._attempts.c.row_key
-        start = func.substr(row_key, literal_column("1"), literal_column(str(KEY_START)))
-        return and_(start.in_(list(dict.fromkeys(text[:KEY_START] for text in texts))), row_key.in_(texts))
 
     def _columns(self) -> list[ColumnElement[Any]]:
         return [self._attempts.c[name] for name in NAMES]

@@ -127,9 +127,7 @@ class Listing:
 
     def with_records(self, page: Page) -> Page:
         """The same rows with their records."""
-        records = self._history.of_rows([row.key for row in page.rows])
-        rows = [Found(row.key, row.values, records.get(row.key, [])) for row in page.rows]
-        return Page(rows, page.next, page.stopped, page.was_cut)
+        return Page(self._recorded(page.rows), page.next, page.stopped, page.was_cut)
 
     def keys(self, selection: Selection, limit: int | None = None) -> Iterator[Key]:
         """The keys of all rows that fit, however long it takes, as they are found."""
@@ -179,7 +177,7 @@ class Listing:
                 return Page(rows, stopped=after, was_cut=True)
             page = self._of_table(first, PAGE, after, descending, until)
             some = page.rows[:PAGE]
-            fit = [row for row in self._with_matches(selection, some) if self._fits(selection, row)]
+            fit = [row for row in self._recorded(some) if self._fits(selection, row)]
             rows += self._by_where(selection, fit) if asks and fit else fit
             if page.was_cut:
                 return Page(rows, stopped=page.stopped, was_cut=True)
@@ -188,7 +186,7 @@ class Listing:
             after = some[-1].key
         return Page(rows)
 
-    def _with_matches(self, selection: Selection, rows: Sequence[Found]) -> list[Found]:
+    def _recorded(self, rows: Sequence[Found]) -> list[Found]:
         records = self._history.of_rows([row.key for row in rows])
         return [Found(row.key, row.values, records.get(row.key, [])) for row in rows]
 

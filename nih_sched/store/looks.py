@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Select, bindparam, case, func, literal, or_, 
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
-from nih_sched.dialects.base import claimable
 from nih_sched.model import Outcome, State, decode_key, encode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
@@ -37,14 +36,6 @@ class Looks:
         self._attempts = desk.ledger.attempts
 
     @property
-    def _ready(self) -> ColumnElement[bool]:
-        rows = self._desk.rows
-        ready: ColumnElement[bool] = claimable(
-            self._desk.dialect, rows.status, rows.words[State.READY], rows.conditions
-        )
-        return ready
-
-    @property
     def _unpaused(self) -> ColumnElement[bool]:
         return unpaused(self._desk.ledger, self._desk.source.name)
 
@@ -54,14 +45,14 @@ class Looks:
 
     def ready(self) -> int:
         """How many ready rows are ours."""
-        query = select(func.count()).select_from(self._desk.rows.table).where(self._ready)
+        query = select(func.count()).select_from(self._desk.rows.table).where(self._desk.is_ready)
         return int(self._desk.read(lambda c: c.execute(query).scalar_one()))
 
     def ready_up_to(self, limit: int) -> int:
         """How many rows are ready to be claimed, counted to `limit` at most."""
         some = (
             select(self._desk.rows.keys[0])
-            .where(self._ready, self._unpaused)
+            .where(self._desk.is_ready, self._unpaused)
             .limit(bindparam("ready_limit", limit))
             .subquery()
         )
@@ -75,7 +66,7 @@ class Looks:
         moving = select(c.id).where(ours, or_(c.started_at.is_not(None), sent(attempts)))
         next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name), self._unpaused)
         query = select(
-            _is_any(select(desk.rows.keys[0]).where(self._ready, self._unpaused)) if rows else literal(0),
+            _is_any(select(desk.rows.keys[0]).where(self._desk.is_ready, self._unpaused)) if rows else literal(0),
             _is_any(moving),
             next_due.scalar_subquery(),
             Now(),

@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError
 
 from nih_sched import clock
 from nih_sched.dialects import Now
-from nih_sched.dialects.base import claimable
-from nih_sched.model import Key, State, decode_key
+from nih_sched.errors import NoSuchRow
+from nih_sched.model import Key, decode_key, show_key
 from nih_sched.store.desk import Desk
-from nih_sched.store.history import utc
+from nih_sched.store.history import minute_now, utc
 from nih_sched.store.listing import beyond, in_key_order
 from nih_sched.store.marks import UNSERVED
 from nih_sched.store.retries import sent, waiting
@@ -87,11 +87,6 @@ class Overview:
         self._rows = desk.rows
         self._attempts = desk.ledger.attempts
 
-    @property
-    def _ready(self) -> Any:
-        words = self._rows.words
-        return claimable(self._desk.dialect, self._rows.status, words[State.READY], self._rows.conditions)
-
     def by_word(self) -> tuple[dict[Any, int], bool]:
         """How many rows there are of each word, and whether that is all of them."""
         status = self._rows.status
@@ -134,13 +129,13 @@ class Overview:
 
     def ready(self, bound: int = BOUND, seconds: float = AT_ONCE) -> Count:
         """How many rows are ready for this source, counted by the recommended index."""
-        some = select(self._rows.keys[0]).where(self._ready).limit(bound + 1).subquery()
+        some = select(self._rows.keys[0]).where(self._desk.is_ready).limit(bound + 1).subquery()
         return self._bounded(select(func.count()).select_from(some), bound, seconds)
 
     def ready_before(self, key: Key, bound: int, seconds: float = AT_ONCE) -> Count:
         """How many ready rows come before this one."""
         earlier = beyond(self._rows.keys, key, True)
-        some = select(self._rows.keys[0]).where(self._ready, earlier).limit(bound + 1).subquery()
+        some = select(self._rows.keys[0]).where(self._desk.is_ready, earlier).limit(bound + 1).subquery()
         return self._bounded(select(func.count()).select_from(some), bound, seconds)
 
     def _bounded(self, query: Any, bound: int, seconds: float) -> Count:
@@ -155,14 +150,20 @@ class Overview:
 
     def is_claimable(self, key: Key) -> bool:
         """Whether a row is ready, and not left out by --where."""
-        query = select(self._rows.keys[0]).where(self._rows.keyed([key]), self._ready)
+        query = select(self._rows.keys[0]).where(self._rows.keyed([key]), self._desk.is_ready)
         return self._desk.read(lambda c: c.execute(query).first()) is not None
 
-    def row(self, key: Key) -> dict[str, Any] | None:
-        """The row's values by column; None when there is none."""
+    def row(self, key: Key) -> dict[str, Any]:
+        """The row's values by column.
+
+        Raises:
+            NoSuchRow.
+        """
         query = select(*self._rows.table.columns).where(self._rows.keyed([key]))
         found = self._desk.read(lambda c: c.execute(query).first())
-        return None if found is None else dict(zip(self._rows.columns, tuple(found), strict=True))
+        if found is None:
+            raise NoSuchRow(table=self._rows.name, key=show_key(key))
+        return dict(zip(self._rows.columns, tuple(found), strict=True))
 
     def first_ready(self, created: str | None) -> tuple[Key, float | None] | None:
         """The key of the ready row that is first in line, and for how many seconds it has been there.
@@ -173,7 +174,7 @@ class Overview:
         age: Any = literal_column("NULL")
         if created is not None:
             age = self._rows.table.columns[created]
-        query = select(*self._rows.keys, age.label("created"), *self._instants()).where(self._ready)
+        query = select(*self._rows.keys, age.label("created"), *self._instants()).where(self._desk.is_ready)
         query = query.order_by(*self._rows.keys).limit(1)
         found = self._desk.read(lambda c: c.execute(query).first())
         if found is None:
@@ -219,17 +220,17 @@ class Overview:
 
     def claimed(self) -> int:
         """How many claims were sent and haven't begun."""
-        c = self._attempts.c
-        ours = (c.open_key > "") & (c.source == self._desk.source.name) & c.started_at.is_(None)
-        query = select(func.count()).where(ours, sent(self._attempts))
-        return int(self._desk.read(lambda x: x.execute(query).scalar_one()))
+        return int(self._desk.read(lambda x: x.execute(self._unbegun()).scalar_one()))
 
     def claimed_before(self, claim: int) -> int:
-        """How many claims that haven't begun were opened before this one."""
+        """How many of them were opened before this one."""
+        query = self._unbegun().where(self._attempts.c.id < claim)
+        return int(self._desk.read(lambda x: x.execute(query).scalar_one()))
+
+    def _unbegun(self) -> Any:
         c = self._attempts.c
         ours = (c.open_key > "") & (c.source == self._desk.source.name) & c.started_at.is_(None)
-        query = select(func.count()).where(ours, sent(self._attempts), c.id < claim)
-        return int(self._desk.read(lambda x: x.execute(query).scalar_one()))
+        return select(func.count()).where(ours, sent(self._attempts))
 
     def retries(self) -> Waiting:
         """What waits for its next attempt."""
@@ -259,7 +260,7 @@ class Overview:
     def unserved_since(self, minutes: int) -> int:
         """How many claims workers gave back in these last minutes because they don't serve the source."""
         c = self._desk.ledger.counts.c
-        first = int(utc(self._desk.read(lambda x: x.execute(select(Now())).scalar_one())).timestamp()) // 60 - minutes
+        first = self._desk.read(minute_now) - minutes
         query = select(func.sum(c.value)).where(c.source == self._desk.source.name, c.name == UNSERVED)
         return int(self._desk.read(lambda x: x.execute(query.where(c.minute >= first)).scalar()) or 0)
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, delete, func, insert, or_, select, tuple_, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Select, and_, case, delete, func, or_, select, tuple_
 from sqlalchemy.sql import ColumnElement
 
-from nih_sched.dialects import After, Now
+from nih_sched.dialects import After
 from nih_sched.model import Outcome
 from nih_sched.store.desk import Desk
-from nih_sched.store.history import utc
+from nih_sched.store.history import minute_now
 
 CHUNK = 500  # records that are looked at, and claims that are forgotten, by one transaction
 LEAST = 60.0  # seconds for which everything is kept: an outcome's answer may be lost, and asked for again
@@ -83,27 +82,22 @@ class Pruning:
 
     def fold(self) -> bool:
         """Add old counts of this source to those of minute 0; return whether there may be more of them."""
-        try:
-            return self._desk.transact(self._fold)
-        except IntegrityError:  # another producer has made minute 0 just now
-            return True
+        return self._desk.transact(self._fold)
 
     def _fold(self, connection: Connection) -> bool:
         counts = self._desk.ledger.counts
         c = counts.c
-        now = int(utc(connection.execute(select(Now())).scalar_one()).timestamp()) // 60
-        old = (c.source == self._desk.source.name) & (c.minute > FOLDED) & (c.minute < now - MINUTES)
+        first = minute_now(connection) - MINUTES
+        old = (c.source == self._desk.source.name) & (c.minute > FOLDED) & (c.minute < first)
         query: Select[Any] = select(c.minute, c.name, c.value).where(old).order_by(c.minute, c.name).limit(FOLDS)
         found = connection.execute(self._desk.dialect.lock(query, counts)).all()
         sums: Counter[str] = Counter()
         for _, name, value in found:
             sums[name] += value
-        for name, value in sums.items():
-            same = (c.source == self._desk.source.name) & (c.minute == FOLDED) & (c.name == name)
-            if not connection.execute(update(counts).where(same).values(value=c.value + value)).rowcount:
-                whole = {"source": self._desk.source.name, "minute": FOLDED, "name": name, "value": value}
-                connection.execute(insert(counts).values(whole))
         if found:
+            its = {"source": self._desk.source.name, "minute": FOLDED}
+            whole = [{**its, "name": name, "value": value} for name, value in sorted(sums.items())]
+            connection.execute(self._desk.dialect.adding_up(counts, whole))
             these = tuple_(c.minute, c.name).in_([(row.minute, row.name) for row in found])
             connection.execute(delete(counts).where(c.source == self._desk.source.name, these))
         return len(found) == FOLDS

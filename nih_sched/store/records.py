@@ -14,7 +14,6 @@ from nih_sched.store.desk import Desk
 from nih_sched.store.leases import Hold
 from nih_sched.store.pauses import unpaused
 
-CURRENT = 9  # where _head() says whether the desk's facts are what is written down
 Found = tuple[dict[str, Claim], set[str], set[str]]  # claims by row_key; this run's already; whose rows may be begun
 
 
@@ -79,7 +78,7 @@ class Records:
         heads = connection.execute(statement, given | _horse_of(hold)).all()
         if heads and not heads[0].renewed:
             raise LeaseLost
-        return self._by_key([head[:-1] for head in heads])
+        return self._by_key(heads)
 
     def mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
         """Mark claims as begun; return of how many that could be done."""
@@ -144,12 +143,12 @@ class Records:
 
     def _by_key(self, heads: Sequence[Any]) -> Found:
         if heads and self._desk.facts and not self._is_current:
-            if not heads[0][CURRENT]:
+            if not heads[0].is_current:
                 raise StaleDesk
             self._is_current = True  # a job goes on by the words by which it began
         claims: dict[str, Claim] = {}
         ours_already, again = set[str](), set[str]()
-        for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, _, its_run in heads:
+        for claim_id, row_key, rq_id, attempt, failures, tries, interruptions, first, earlier, _, its_run, *_ in heads:
             key, times = decode_key(row_key), interruptions or 0
             claims[row_key] = Claim(claim_id, key, rq_id, attempt, failures, tries, times, first, earlier or 0)
             if its_run == self._run:

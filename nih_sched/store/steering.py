@@ -14,7 +14,7 @@ from nih_sched.model import Key, Outcome, State, clean_text, encode_key, open_ke
 from nih_sched.store.desk import Desk
 
 ENDED = (State.FAILED, State.CANCELLED, State.DONE)
-UNENDED = (State.READY, State.QUEUED, State.STARTED, State.RETRYING)
+UNENDED = (State.READY, State.QUEUED, State.RETRYING, State.STARTED)
 
 
 @dataclass(frozen=True)

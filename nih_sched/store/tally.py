@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
-from nih_sched.dialects import Now
 from nih_sched.store.desk import Desk
-from nih_sched.store.history import utc
+from nih_sched.store.history import minute_now, utc
 
 PATIENCE = 0.5  # seconds for which the database may be busy: what isn't added now is added with the next ones
 NEAR = 1000  # records of the end of the ledger among which waiting times are looked for
@@ -22,22 +21,20 @@ class Tally:
         self._desk = desk
         self._counts = desk.ledger.counts
 
-    def now(self) -> int:
-        """The present minute by the database's clock, since 1970."""
-        return int(utc(self._desk.read(lambda c: c.execute(select(Now())).scalar_one())).timestamp()) // 60
+    def add(self, values: Mapping[str, float], *, patience: float = PATIENCE) -> None:
+        """Add these to what has happened in the present minute, all by one statement.
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """Add these to what has happened in the present minute, all by one statement."""
-        source, minute = self._desk.source.name, self.now()
+        Args:
+            values: by name.
+            patience: seconds for which a database that is busy is waited for.
+        """
+        source, minute = self._desk.source.name, self._desk.read(minute_now)
         # In one order everywhere, so that two who add never wait for each other in a circle.
         rows = [
             {"source": source, "minute": minute, "name": name, "value": value} for name, value in sorted(values.items())
         ]
-
-        def write(connection: Connection) -> None:
-            connection.execute(self._desk.dialect.adding_up(self._counts, rows))
-
-        self._desk.transact(write, patience=PATIENCE)
+        statement = self._desk.dialect.adding_up(self._counts, rows)
+        self._desk.transact(lambda connection: connection.execute(statement), patience=patience)
 
     def totals(self) -> dict[str, dict[str, float]]:
         """All that has ever been counted, by source and name."""

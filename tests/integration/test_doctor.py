@@ -23,6 +23,7 @@ from nih_sched.doctor import redis as redis_checks
 from nih_sched.doctor import rows as row_checks
 from nih_sched.settings import load
 from nih_sched.store import Checkup, open_desk
+from nih_sched.store.history import History
 
 
 def told(work: Work, *options: str, code: int, env: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -193,9 +194,9 @@ def test_an_old_server_and_clocks_that_differ(lite: Work, monkeypatch: pytest.Mo
         assert database_checks.version(seen) == database_checks.clock(seen) == []
         monkeypatch.setattr(Checkup, "version", lambda self: (3, 34))
         assert "3.34; the oldest served is 3.35" in database_checks.version(seen)[0].what
-        real = Checkup.now
+        real = History.now
         for hours, words in ((1, "3600 s ahead of"), (-1, "3600 s behind")):
-            monkeypatch.setattr(Checkup, "now", lambda self, hours=hours: real(self) + timedelta(hours=hours))
+            monkeypatch.setattr(History, "now", lambda self, hours=hours: real(self) + timedelta(hours=hours))
             assert words in database_checks.clock(seen)[0].what
 
 
