@@ -12,7 +12,7 @@ from nih_sched.model import Claim
 from nih_sched.store import Looks
 
 AIM = 2.0  # seconds of work in one job: what RQ and two commits cost it, some 15 ms, is little of that
-MOST = 1000  # rows in one job
+MOST = 2000  # rows in one job
 FIRST_EVERY = 0.02  # seconds between looks until some rows have run
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 REMEMBERED = 100  # claims of ours whose run times are looked at

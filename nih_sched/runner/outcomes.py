@@ -17,7 +17,7 @@ from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk, Retries
 
 GROUP, BULK = 0.03, 5000  # seconds after which a horse writes so many bytes itself: 200 rows, too many for its worker
-SLACK = 0.1  # seconds after which a horse writes an outcome itself; its worker should have done so long since
+SLACK = 0.3  # seconds after which a horse writes an outcome itself; its worker should have done so long since
 HEAVY = 500_000  # bytes of outcomes that are written at once: databases have a limit for one statement
 MANY = 10  # rows in one job from which on they are told of together, not each with a line of its own
 NAMED = 20  # failed rows that RQ's failed registry is told of

@@ -19,6 +19,7 @@ from nih_sched.store.marks import note_unserved
 from nih_sched.store.running import running
 
 LONG = 1.0  # seconds after which a row gives those behind it in its batch back
+PACE = 0.1  # seconds after which we write what the horse has told: a commit costs as much as ten rows
 BRIEFLY = 0.5  # seconds for which a database that is away is tried while the horse may be waiting for us
 
 
@@ -49,7 +50,7 @@ class Steward:
         self._since = 0.0
         self._not_before = 0.0
         self._closed = False
-        self._was_behind, self._told = False, 0
+        self._was_behind, self._told, self._behind_since = False, 0, 0.0
         self._desk: Desk | None = None
         self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
         self._watch = Watch()
@@ -68,9 +69,12 @@ class Steward:
         now, claim = clock.monotonic(), self._hand.claim
         if claim != self._claim:
             self._claim, self._since = claim, now
-        # What was told since the look before may have company yet: the rest of a short job, and its horse writes it.
         told, behind = self._hand.told, self._hand.is_behind
-        writes = behind and self._was_behind and told >= self._told  # less: its horse has written what was there
+        if not (behind and self._was_behind) or told < self._told:  # less: its horse has written what was there
+            self._behind_since = now
+        # What was told just now may have company yet: more rows for the same commit, or the rest of a short job, and
+        # then its horse writes it.
+        writes = behind and now - self._behind_since >= PACE
         self._was_behind, self._told = behind, told
         closes = claim != 0 and now - self._since >= LONG and not self._closed
         watches = self._watch.is_due(claim)

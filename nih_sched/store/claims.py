@@ -15,7 +15,9 @@ from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, 
 from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
 
-CHUNK = 1000  # rows in one statement: below every database's limit of parameters, composite keys included
+CHUNK = 1000  # rows in one statement
+TAKEN = 2000  # rows in one claim: so many may travel in one job
+PARAMETERS = 32_000  # in one statement; https://www.sqlite.org/limits.html, the least of our databases
 
 
 class Claims:
@@ -25,6 +27,7 @@ class Claims:
         self._desk = desk
         self._producer = producer
         self._tries = tries
+        self._most = min(TAKEN, PARAMETERS // len(desk.rows.keys))
         self._void: list[str] = []  # RQ ids of claims that a claim of ours has closed
 
     def select_ready(self, limit: int | None, without: Sequence[Key] = ()) -> Select[Any]:
@@ -48,7 +51,7 @@ class Claims:
         claims: list[Claim] = []
         held: list[Key] = []
         while len(claims) < limit:
-            wanted = min(limit - len(claims), CHUNK)
+            wanted = min(limit - len(claims), self._most)
             taken, passed = self._desk.transact(partial(self._claim_chunk, limit=wanted, held=held, rq_ids=rq_ids))
             claims += taken
             held += passed
@@ -95,7 +98,7 @@ class Claims:
         return claims, [keys[h] for h in keys if h not in ids]
 
     def _lock_ready(self, held: Sequence[Key] = ()) -> Any:
-        query = self.select_ready(CHUNK, held).where(unpaused(self._desk.ledger, self._desk.source.name))
+        query = self.select_ready(self._most, held).where(unpaused(self._desk.ledger, self._desk.source.name))
         return self._desk.dialect.lock(query, self._desk.rows.table, skip_locked=True)
 
     def _take_over(

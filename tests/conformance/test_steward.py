@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 from conformance.places import Events, Place, claim, start
 from nih_sched.model import Ended, Outcome
 from nih_sched.runner.hand import new_hand
-from nih_sched.runner.parent import Steward
+from nih_sched.runner.parent import PACE, Steward
 
 
 def test_what_has_run_is_not_given_back_with_the_rest(place: Place) -> None:
@@ -45,6 +46,7 @@ def test_it_writes_while_rows_run(place: Place, events: Events) -> None:
     hand.take(claims[3].id)
     steward.look(0)
     assert set(place.states().values()) == {"Started"}  # it may have company soon
+    time.sleep(PACE)
     steward.look(0)
     assert place.states() == {n: "Done" if n <= 3 else "Started" for n in range(1, 13)}
     assert not hand.is_behind
