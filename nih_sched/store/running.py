@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, Table, or_, select
 
 from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import FOREVER, Desk
@@ -24,7 +24,7 @@ def running(
     """
     attempts = desk.ledger.attempts
     query = (
-        select(attempts)
+        select(*heads(attempts))
         .where(desk.among(attempts.c.id, claim_ids), attempts.c.worker == worker[:190])
         .where(attempts.c.started_at.is_not(None), attempts.c.finished_at.is_(None))
     )
@@ -41,13 +41,19 @@ def orphaned(desk: Desk, dead: Sequence[str], limit: int) -> list[tuple[Claim, s
     attempts, leases = desk.ledger.attempts, desk.ledger.leases
     there = select(leases.c.id).where(leases.c.id == attempts.c.lease).exists()
     query = (
-        select(attempts)
+        select(*heads(attempts))
         .where(attempts.c.source == desk.source.name, attempts.c.open_key > "")  # not NULL, said for SQLite's index
         .where(attempts.c.started_at.is_not(None), attempts.c.lease.is_not(None))
         .where(or_(attempts.c.lease.in_(dead), ~there))
         .limit(limit)
     )
     return [(claim_of(r), r.run, r.lease) for r in desk.read(lambda c: c.execute(query).all())]
+
+
+def heads(attempts: Table) -> list[Any]:
+    """What claim_of() needs of a record, and what guards it: the texts of a record may be long."""
+    names = ("id", "row_key", "rq_id", "attempt", "failures", "tries", "interruptions", "first_claim", "earlier")
+    return [attempts.c[name] for name in (*names, "run", "lease")]
 
 
 def claim_of(head: Any) -> Claim:
