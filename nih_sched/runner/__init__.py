@@ -194,7 +194,7 @@ def _run_rows(
         if hold and ended.outcome in CUT_OFF:
             host.end_all([hold.lease], claims=[claim_id])  # what it started must not run beside its next attempt
         # A handler that was cut off may have left anything half done.
-        site.tired = ended.outcome in CUT_OFF or site.traces.left()
+        site.tired = ended.outcome in CUT_OFF or site.traces.left(closely=False)
         outcomes.add(ended)
     return []
 

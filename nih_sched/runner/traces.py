@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ COMMON = [
     *map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)),
     *map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE)),
 ]
+CLOSELY_EVERY = 0.005  # seconds: what it costs to see children and blocked signals is half of all between two rows
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
@@ -31,27 +33,34 @@ class Traces:
         self._mark = os.environ.encodekey(host.MARK) if hasattr(os.environ, "encodekey") else host.MARK
         self._childless = not _has_children()  # a stock worker's horse has its keeper
         self._environment = dict(self._raw)
-        self._before = self._look(COMMON)
+        self._before, self._before_closely = self._look(COMMON), _look_closely()
         self._all_before = self._look(ALL), _limits()
+        self._next_closely = 0.0
 
-    def left(self, *, thoroughly: bool = False) -> bool:
+    def left(self, *, thoroughly: bool = False, closely: bool = True) -> bool:
         """Whether rows have changed folder, environment, signals and suchlike, or left threads or children running.
 
         Args:
             thoroughly: look at every signal and limit, as is affordable once in a while.
+            closely: at children and blocked signals in any case, not only if that was some milliseconds ago.
         """
         try:
-            return self._left(thoroughly=thoroughly)
+            return self._left(thoroughly=thoroughly, closely=closely)
         except Exception:  # user code: what it has put there defies being looked at, or compared
             return True
 
-    def _left(self, *, thoroughly: bool) -> bool:
+    def _left(self, *, thoroughly: bool, closely: bool) -> bool:
         if self._mark in self._raw:
             self._environment[self._mark] = self._raw[self._mark]  # each row has its own
         if thoroughly and (self._look(ALL), _limits()) != self._all_before:
             return True
-        changed = self._look(COMMON) != self._before or self._raw != self._environment
-        return changed or (self._childless and _has_children())
+        if self._look(COMMON) != self._before or self._raw != self._environment:
+            return True
+        now = time.monotonic()
+        if now < self._next_closely and not closely:
+            return False
+        self._next_closely = now + CLOSELY_EVERY
+        return _look_closely() != self._before_closely or (self._childless and _has_children())
 
     def _look(self, signals: Sequence[int]) -> tuple[Any, ...]:
         try:
@@ -62,12 +71,15 @@ class Traces:
         os.umask(mask)
         out, err = sys.stdout, sys.stderr
         return (
-            *(folder, mask, _signal.pthread_sigmask(signal.SIG_BLOCK, ()), threading.active_count()),
+            *(folder, mask, threading.active_count()),
             *(sys.getrecursionlimit(), [*sys.path], out, err),
             *(getattr(out, "closed", None), getattr(err, "closed", None)),
             *map(_signal.getsignal, signals),
-            resource.getrlimit(resource.RLIMIT_NOFILE),
         )
+
+
+def _look_closely() -> tuple[Any, ...]:
+    return _signal.pthread_sigmask(signal.SIG_BLOCK, ()), resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def _limits() -> tuple[Any, ...]:

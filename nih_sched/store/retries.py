@@ -42,8 +42,8 @@ class Retries:
 
     def due(self, limit: int) -> list[Due]:
         """Unsent claims that are due, longest due first."""
-        # By order and limit alone, PostgreSQL uses the index whatever it believes of a table that it hasn't analyzed; of a
-        # small one only where a single record is wanted.
+        # By order and limit alone, PostgreSQL uses the index whatever it believes of a table that it hasn't analyzed;
+        # of a small one only where a single record is wanted.
         first = self._desk.once("first due", self._make_first)
         if not self._desk.read(lambda connection: connection.execute(first).scalar()):
             return []

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nih_sched import host
-from nih_sched.runner.traces import Traces
+from nih_sched.runner.traces import CLOSELY_EVERY, Traces
 
 
 class Defiant:
@@ -33,16 +33,16 @@ class Defiant:
         pass
 
 
-def in_a_child(row: Callable[[], object], *, thoroughly: bool = False) -> bool:
+def in_a_child(row: Callable[[], object], *, thoroughly: bool = False, closely: bool = True) -> bool:
     """Whether a row that does this in a process of its own leaves traces there."""
     source, sink = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             traces = Traces()
-            if not traces.left() and not traces.left(thoroughly=True):
+            if not traces.left(closely=closely) and not traces.left(thoroughly=True, closely=closely):
                 row()
-                os.write(sink, b"yes" if traces.left(thoroughly=thoroughly) else b"no")
+                os.write(sink, b"yes" if traces.left(thoroughly=thoroughly, closely=closely) else b"no")
         finally:
             os.kill(os.getpid(), signal.SIGKILL)  # in such a process not even coverage's os._exit() works
     os.close(sink)
@@ -91,6 +91,14 @@ NOT_LEFT: dict[str, Callable[[], object]] = {
 def test_what_is_left_is_seen_at_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert in_a_child(LEFT[name])
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_between_short_rows_it_is_seen_some_milliseconds_later_at_most(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert in_a_child(lambda: (LEFT[name](), time.sleep(CLOSELY_EVERY)), closely=False)
 
 
 @pytest.mark.parametrize("name", LEFT_FOR_LATER)
