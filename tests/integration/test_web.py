@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import os
 import pickle
 import pty
@@ -38,6 +39,7 @@ from werkzeug.test import TestResponse
 
 from nih_sched import web
 from nih_sched.errors import UsageError
+from nih_sched.web import looking
 
 PASSWORD = "the dashboard's påssword"
 REDIS_PASSWORD = "hunter2redis"
@@ -80,7 +82,8 @@ class Server:
         self.path.unlink(missing_ok=True)
 
     def contents(self) -> dict[bytes, Any]:
-        return {key: self.client.dump(key) for key in self.client.scan_iter()}
+        """All there is, and which keys are to vanish some day."""
+        return {key: (self.client.dump(key), self.client.ttl(key) > 0) for key in self.client.scan_iter()}
 
 
 def until(condition: Callable[[], Any], seconds: float = 10) -> None:
@@ -146,6 +149,42 @@ def login(password: str = PASSWORD, user: str = "admin") -> dict[str, str]:
 @pytest.fixture
 def get(app: flask.Flask) -> Callable[[str], TestResponse]:
     return lambda path: app.test_client().get(path, headers=login())
+
+
+def leave_behind(server: Server) -> None:
+    """What RQ would put right while it lists: jobs that are gone, a dead worker, executions that are over."""
+    client, past = server.client, time.time() - 100
+    client.rpush("rq:queue:jobs", "vanished")
+    for registry in ("finished", "failed", "deferred", "scheduled", "canceled"):
+        client.zadd(f"rq:{registry}:jobs", {"vanished": past})
+    client.sadd("rq:queues", "rq:queue:gone")
+    for key in ("rq:workers", "rq:workers:jobs"):
+        client.sadd(key, "rq:worker:dead", "rq:worker:busy")
+    client.hset("rq:worker:busy", mapping={"queues": "jobs", "state": "busy", "current_job": "vanished"})
+    queue(server).enqueue("time.sleep", 0, job_id="abandoned").set_status(JobStatus.STARTED)
+    client.zadd("rq:wip:jobs", {"abandoned:1": past, "vanished:2": past, "abandoned": past})
+    client.zadd("rq:executions:abandoned", {"1": past})
+    client.hset("rq:execution:abandoned:1", mapping={"id": "1", "job_id": "abandoned", "created_at": past})
+    Result.create_failure(Job.fetch("abandoned", client, JSONSerializer), 0, exc_string="over")
+    client.set("rq:clean_registries:jobs", "1", ex=3600)
+
+
+def every_look(app: flask.Flask) -> list[str]:
+    """Every address of rq-dashboard, with each queue, registry, order and job that there is."""
+    samples: dict[str, list[str]] = {name: [value] for name, value in SAMPLES.items()}
+    samples["queue_name"] = ["jobs", "gone", "nope"]
+    samples["registry_name"] = ["queued", "scheduled", "deferred", "started", "finished", "failed", "canceled"]
+    samples["order"] = ["asc", "dsc"]
+    samples["job_id"] = ["queued", "later", "failing", "child", "abandoned", "vanished"]
+    found = []
+    for rule in app.url_map.iter_rules():
+        names = sorted(rule.arguments)
+        for values in itertools.product(*(samples[name] for name in names)):
+            path = rule.rule
+            for name, value in zip(names, values, strict=True):
+                path = re.sub(f"<(?:\\w+:)?{name}>", value, path)
+            found.append(path)
+    return found
 
 
 def routes(app: flask.Flask) -> list[str]:
@@ -246,6 +285,31 @@ def test_a_route_that_rq_dashboard_adds_one_day_is_off(app: flask.Flask) -> None
 def test_looking_changes_nothing_in_redis(server: Server, app: flask.Flask) -> None:
     before = server.contents()
     assert {answer.status_code for _, answer in all_pages(app)} == {200, 302, 403, 404, 405}
+    assert server.contents() == before
+
+
+def test_looking_puts_nothing_right_in_redis(server: Server, app: flask.Flask) -> None:
+    leave_behind(server)
+    before = server.contents()
+    paths = every_look(app)
+    assert len(paths) > 150
+    for path in paths:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            answer = app.test_client().open(path, method=method, headers=login())
+            assert answer.status_code < 500, (path, answer.text)
+    after = server.contents()
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == set()
+
+
+def test_a_client_that_only_looks_sends_nothing_else(server: Server) -> None:
+    client = looking.Looking(connection_pool=server.client.connection_pool)
+    before = server.contents()
+    assert client.delete("rq:queues") == client.zadd("rq:failed:jobs", {"x": 1}) == client.eval("return 1", 0) == 0
+    with client.pipeline() as together:
+        together.watch("rq:queues")
+        together.multi()
+        together.set("x", 1).scard("rq:queues").xadd("x", {"a": 1}).llen("rq:queue:jobs")
+        assert together.execute() == [0, 2, 0, 1]
     assert server.contents() == before
 
 

@@ -1,95 +1,32 @@
-"""The dashboard: our pages, and rq-dashboard at /rq, in an app of ours that lets in whom it should and no script.
-
-rq-dashboard 0.9.0 has no login, prints what a job says as HTML, reads with pickle in places, changes state by GET, and
-its buttons change Redis behind the table's back. Each is mended once, at a point that all its pages pass.
-"""
+"""The app: what every request passes, to our pages and to rq-dashboard's, which has no login of its own."""
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import re
 import secrets
-import signal
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import flask
 import redis
-import rq_dashboard.web as rq_pages
-import waitress.server
-from flask.templating import DispatchingJinjaLoader
-from jinja2 import Environment
 from markupsafe import escape
 from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException
 
 from nih_sched.errors import UnreachableRedis, UsageError
-from nih_sched.metrics import is_loopback
 from nih_sched.pages import PAGES
+from nih_sched.web.looking import Looking
+from nih_sched.web.mount import ADDRESS_PARTS, READING, RQ, UNREADABLE, NoSuchJob, mount
 
-RQ = "rq_dashboard"
-ALL_WORKERS = rq_pages.Worker.all  # taken before make_app puts something in its place
-UNREADABLE = "rq-dashboard can't read this. Did another program than nih-sched write it, not as JSON?"
-# What rq-dashboard may serve. A list of what reads, not of what writes: a route that it adds one day is off.
-READING = re.compile(r"(static|favicon|(queues|workers|jobs)_overview|list_(queues|workers|jobs)|job_(view|info))")
-# It fails on other values of these parts of its addresses; "instance" 0 is the one Redis that we have.
-ADDRESS_PARTS = {
-    "instance_number": "0",
-    "registry_name": "queued|scheduled|deferred|started|finished|failed|canceled",
-    "per_page": "[1-9][0-9]{0,3}",
-    "page": "[1-9][0-9]{0,5}",
-}
-# Applied to its templates in this order. Underscore prints `<%= x %>` as it is and `<%- x %>` escaped.
-TEMPLATE_MENDS = (
-    (r"<%=\s*\$\('<div/>'\)\.text\(((?:(?!%>).)*?)\)\.html\(\)\s*%>", r"<%- \1 %>"),  # else it's escaped twice
-    (r"<%=", "<%-"),
-    # Buttons that would change state. `[^>]*` may end inside a title that holds a tag: what follows goes as well.
-    (r"""(?s)<(a|button)\b[^>]*(?:id|data-role)="[\w-]*(?:requeue|compact|delete|empty)[\w-]*".*?</\1>""", ""),
-    (r">Actions</th>", "></th>"),
-    (r'\sstyle="[^"]*"', ""),  # the policy forbids them
-    (r"url_for\('static'", f"url_for('{RQ}.static'"),
-    (r"<script\b", '<script nonce="{{ csp_nonce() }}"'),
-)
-# Jinja doesn't escape in .js files, and one of them puts the queue's name, from the address, between quotes.
-SCRIPT_MENDS = ((r"""(['"]?)\{\{\s*([\w.]+)\s*\}\}\1""", r"{{ \2|tojson }}"),)
-
-
-class _MendedTemplates(DispatchingJinjaLoader):
-    def get_source(self, environment: Environment, template: str) -> tuple[str, str | None, Callable[[], bool] | None]:
-        source, path, fresh = super().get_source(environment, template)
-        if template.startswith(f"{RQ}/"):
-            for pattern, replacement in TEMPLATE_MENDS + (SCRIPT_MENDS if template.endswith(".js") else ()):
-                source = re.sub(pattern, replacement, source)
-        return source, path, fresh
-
-
-class _Job(rq_pages.Job):  # type: ignore[misc]
-    """A job as rq-dashboard can read it; it forgets the serializer in places, and RQ's default is pickle."""
-
-    def __init__(self, job_id: str, connection: Any, serializer: Any = None) -> None:
-        try:
-            super().__init__(job_id, connection=connection, serializer=serializer or rq_pages.config.serializer)
-        except ValueError:  # an id that no job can have
-            raise rq_pages.NoSuchJobError from None
-
-    @property
-    def dependency_ids(self) -> list[bytes]:
-        # rq 3 gives str, rq-dashboard 0.9.0 decodes bytes.
-        return [each.encode() for each in super().dependency_ids]
-
-    def get_call_string(self) -> str:
-        # RQ would load the arguments, with whatever serializer the job's worker had.
-        return str(self.description or self.id)
+Client = TypeVar("Client", bound=redis.Redis)
 
 
 class _App(flask.Flask):
-    redis_conn: redis.Redis  # rq-dashboard looks for it under this name
+    redis_conn: Looking  # rq-dashboard looks for it under this name
 
 
 @dataclass(frozen=True)
@@ -135,24 +72,16 @@ def make_app(
     app.debug = False  # Flask would take it from the environment
     # Werkzeug redirects to absolute addresses, which are wrong behind a proxy that ends TLS.
     app.url_map.redirect_defaults = app.url_map.strict_slashes = False
-    app.redis_conn = _connect(connection_url, tls_verify)
+    app.redis_conn = _connect(Looking, connection_url, tls_verify)
     address = _address(app.redis_conn)
-    app.config.update(RQ_DASHBOARD_DISABLE_DELETE=True, RQ_DASHBOARD_REDIS_URL=(address,))  # the latter is only shown
-    app.jinja_env.loader = _MendedTemplates(app)
-    app.jinja_env.globals["csp_nonce"] = lambda: flask.g.csp_nonce
-
-    rq_pages.config.serializer = serializer
-    rq_pages.Job = _Job
-    rq_pages.Worker = SimpleNamespace(all=partial(ALL_WORKERS, job_class=_Job, serializer=serializer))
-    app.register_blueprint(rq_pages.blueprint, url_prefix="/rq")
-    # It would make a new client from the URL for each request, with no way to say tls_verify.
-    app.before_request_funcs[RQ].remove(rq_pages.push_rq_connection)
+    app.config.update(RQ_DASHBOARD_REDIS_URL=(address,))  # only shown
+    mount(app, serializer)
 
     form_token = secrets.token_urlsafe(32)  # what no other site can know: the forms of this process carry it
     app.before_request(partial(_guard, app, access, form_token))
     app.after_request(_add_headers)
     if pages is not None:
-        app.register_blueprint(pages(lambda: form_token, _who, app.redis_conn))
+        app.register_blueprint(pages(lambda: form_token, _who, _connect(redis.Redis, connection_url, tls_verify)))
     else:
         app.add_url_rule("/", "home", lambda: flask.redirect("/rq/"))
     app.add_url_rule("/healthz", "healthz", lambda: flask.Response("ok", mimetype="text/plain"))
@@ -160,18 +89,19 @@ def make_app(
     # Only the error's name: a server that doesn't know AUTH quotes the password in its text.
     unreachable = partial(UnreachableRedis, address=address)
     app.register_error_handler(redis.RedisError, lambda e: _say(503, str(unreachable(reason=type(e).__name__))))
-    app.register_error_handler(rq_pages.NoSuchJobError, lambda _: _say(404, "Redis holds no such job (any more)."))
+    app.register_error_handler(NoSuchJob, lambda _: _say(404, "Redis holds no such job (any more)."))
     app.register_error_handler(ValueError, lambda _: _say(502, UNREADABLE))
     app.register_error_handler(HTTPException, lambda e: _say(e.code or 500, e.description or e.name))
     return app
 
 
-def _connect(url: str, tls_verify: bool) -> redis.Redis:
+def _connect(kind: type[Client], url: str, tls_verify: bool) -> Client:
     unverified: dict[str, Any] = {} if tls_verify or not url.startswith("rediss:") else {"ssl_cert_reqs": "none"}
     try:
-        return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, **unverified)
+        pool = redis.ConnectionPool.from_url(url, socket_timeout=2, socket_connect_timeout=2, **unverified)
     except ValueError:  # its text may hold a piece of the password
         raise UsageError(reason="Redis needs an address redis://…, rediss://… or unix://… that is whole.") from None
+    return kind(connection_pool=pool)
 
 
 def _address(client: redis.Redis) -> str:
@@ -241,57 +171,3 @@ def _add_headers(answer: flask.Response) -> flask.Response:
     answer.headers.update({"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"})
     answer.headers.update({"Referrer-Policy": "same-origin", "Cache-Control": "no-store"})
     return answer
-
-
-class _Stop(SystemExit):
-    """Ends waitress's loop, which takes SystemExit for the wish to stop and then waits for its threads."""
-
-
-def serve(
-    connection_url: str,
-    *,
-    host: str,
-    port: int,
-    access: Access,
-    ready: Callable[[str], None],
-    serializer: object,
-    pages: Pages | None = None,
-    tls_verify: bool = True,
-) -> None:
-    """Serve the dashboard until SIGINT or SIGTERM, then return. For the main thread, as signals are.
-
-    `ready` gets one sentence once the port is open. Without a password one is made up, and is in that sentence, if
-    only this machine can connect and a person reads it: standard error is a terminal.
-    """
-    made_up = "" if access.password or access.token else _make_up_password(host)
-    access = replace(access, password=made_up) if made_up else access
-    app = make_app(connection_url, access, serializer=serializer, pages=pages, tls_verify=tls_verify)
-    try:  # waitress reads a body before it asks us, and we take none
-        server = waitress.server.create_server(app, host=host, port=port, ident="", max_request_body_size=65536)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(reason=f"The dashboard can't listen on {host}, port {port}: {reason}.") from None
-    port = getattr(server, "effective_port", port)  # which one 0 became
-    url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.suppress(_Stop):  # one before run(), or a second one while it ends
-            ready(f"Dashboard on {url} · user admin · password {made_up or 'as you set it'}")
-            server.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        server.close()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise _Stop
-
-
-def _make_up_password(host: str) -> str:
-    hint = "Set NIH_SCHED_DASHBOARD_PASSWORD"
-    if not is_loopback(host):
-        raise UsageError(reason=f"Others can reach {host!r}: the dashboard needs a password. {hint}, or use 127.0.0.1.")
-    if not sys.stderr.isatty():  # a secret must not land in a log
-        raise UsageError(reason=f"The dashboard needs a password, and no terminal is here to show one on. {hint}.")
-    return secrets.token_urlsafe(12)
