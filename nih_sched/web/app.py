@@ -6,17 +6,15 @@ import hmac
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import flask
 import redis
 from markupsafe import escape
-from werkzeug.datastructures import Authorization
 from werkzeug.exceptions import HTTPException
 
+from nih_sched.access import Access, sender_of, user_of
 from nih_sched.errors import UnreachableRedis, UsageError
 from nih_sched.pages import PAGES
 from nih_sched.web.looking import Looking
@@ -27,27 +25,6 @@ Client = TypeVar("Client", bound=redis.Redis)
 
 class _App(flask.Flask):
     redis_conn: Looking  # rq-dashboard looks for it under this name
-
-
-@dataclass(frozen=True)
-class Access:
-    """Who may do what.
-
-    Args:
-        password: for Basic auth, with any user name; None: nobody gets in that way.
-        token: for programs, as a bearer token; None likewise.
-        read_only: nobody may change anything.
-    """
-
-    password: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
-    read_only: bool = False
-
-    def admits(self, login: Authorization | None) -> bool:
-        """Whether a request with this Authorization header may come in; compared in constant time."""
-        ways = {"basic": (self.password, login and login.password), "bearer": (self.token, login and login.token)}
-        secret, given = ways.get(login.type if login else "", (None, None))
-        return bool(secret) and hmac.compare_digest((given or "").encode(), (secret or "").encode())
 
 
 # What our pages need of the app: the token of its forms, who asks, a client of Redis. Gives their blueprint.
@@ -66,7 +43,7 @@ def make_app(
         pages: ours; without them the root leads to rq-dashboard.
         tls_verify: whether a rediss:// server's certificate must be a trusted one.
     """
-    if not (access.password or access.token):
+    if not access.is_guarded:
         raise UsageError(reason="The dashboard's password is empty. Set NIH_SCHED_DASHBOARD_PASSWORD.")
     app = _App(__name__, static_folder=None)
     app.debug = False  # Flask would take it from the environment
@@ -77,7 +54,7 @@ def make_app(
     app.config.update(RQ_DASHBOARD_REDIS_URL=(address,))  # only shown
     mount(app, serializer)
 
-    form_token = secrets.token_urlsafe(32)  # what no other site can know: the forms of this process carry it
+    form_token = access.form_token()
     app.before_request(partial(_guard, app, access, form_token))
     app.after_request(_add_headers)
     if pages is not None:
@@ -112,19 +89,20 @@ def _address(client: redis.Redis) -> str:
 
 
 def _who() -> str:
-    login = flask.request.authorization
-    name = login.username if login is not None and login.type == "basic" else "a program"
-    return f"{(name or 'somebody')[:100]} from {flask.request.remote_addr} by the dashboard"
+    user = user_of(flask.request.headers.get("Authorization"))
+    name = "a program" if user is None else user[:100] or "somebody"
+    return f"{name} from {flask.request.remote_addr} by the dashboard"
 
 
 def _is_ours(form_token: str) -> bool:
     """Whether a form came from a page of ours: a browser says where it was sent from, and it carries our token."""
     request = flask.request
-    sender = urlsplit(request.headers.get("Origin") or request.headers.get("Referer") or "").netloc
+    sender = sender_of(request.headers.get("Origin"), request.headers.get("Referer"))
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     given = request.form.get("token", "")
     # Without the scheme: behind a proxy that ends TLS ours is another one than the browser's.
-    return sender == request.host and site == "same-origin" and hmac.compare_digest(given.encode(), form_token.encode())
+    ours = sender == request.host.lower() and site == "same-origin"
+    return ours and hmac.compare_digest(given.encode(), form_token.encode())
 
 
 def _guard(app: _App, access: Access, form_token: str) -> flask.Response | None:
@@ -133,7 +111,7 @@ def _guard(app: _App, access: Access, form_token: str) -> flask.Response | None:
     flask.g.csp_nonce = secrets.token_urlsafe(16)
     if request.endpoint == "healthz":
         return None
-    if not access.admits(request.authorization):
+    if not access.admits(request.headers.get("Authorization")):
         answer = _say(401, "Please log in, as admin with the dashboard's password.")
         answer.headers["WWW-Authenticate"] = 'Basic realm="nih-sched", charset="UTF-8"'
         return answer

@@ -12,9 +12,10 @@ from types import FrameType
 
 import waitress.server
 
+from nih_sched.access import Access
 from nih_sched.errors import UsageError
 from nih_sched.metrics import is_loopback
-from nih_sched.web.app import Access, Pages, make_app
+from nih_sched.web.app import Pages, make_app
 
 
 class _Stop(SystemExit):
@@ -37,7 +38,7 @@ def serve(
     `ready` gets one sentence once the port is open. Without a password one is made up, and is in that sentence, if
     only this machine can connect and a person reads it: standard error is a terminal.
     """
-    made_up = "" if access.password or access.token else _make_up_password(host)
+    made_up = "" if access.is_guarded else _make_up_password(host)
     access = replace(access, password=made_up) if made_up else access
     app = make_app(connection_url, access, serializer=serializer, pages=pages, tls_verify=tls_verify)
     try:  # waitress reads a body before it asks us, and we take none

@@ -42,6 +42,12 @@ def fine(id):
 """
 
 
+ORIGINS = (
+    *("http://evil.example", "null", None, "", "http://localhost.evil.example", "http://[", "http://", "localhost"),
+    *("http://localhost, http://localhost", "http://localhost,null", "http://localhost/", "http://x@localhost"),
+)
+
+
 class Site:
     """The app on a source's desk."""
 
@@ -68,7 +74,7 @@ class Site:
         return self.client.get(path, headers=login())
 
     def post(self, path: str, origin: str | None = "http://localhost", token: str | None = None, **form: str) -> int:
-        headers = login() | ({"Origin": origin} if origin else {})
+        headers = login() | ({} if origin is None else {"Origin": origin})
         form["token"] = token if token is not None else self.token()
         return self.client.post(path, headers=headers, data=form).status_code
 
@@ -168,10 +174,19 @@ def test_nothing_of_a_row_becomes_markup(bad: Site) -> None:
 def test_a_change_needs_login_origin_and_token(bad: Site) -> None:
     before = bad.dump()
     for path in changes(bad):
-        for origin in ("http://evil.example", "null", None, "http://localhost.evil.example"):
+        for origin in ORIGINS:
             assert bad.post(path, origin=origin, key="1", error="x") == 403, (path, origin)
         for token in ("", "wrong", "ü"):
             assert bad.post(path, token=token, key="1", error="x") == 403, (path, token)
+        odd = (
+            {"HTTP_ORIGIN": "http://[", "HTTP_HOST": "["},
+            {"HTTP_ORIGIN": "null", "HTTP_HOST": ""},
+            {"HTTP_HOST": "é"},
+        )
+        for environ in odd:
+            form = {"key": "1", "token": bad.token()}
+            answer = bad.client.post(path, headers=login(), data=form, environ_overrides=environ)
+            assert answer.status_code in (400, 403), (path, environ)
         assert bad.client.post(path, headers={"Origin": "http://localhost"}, data={"key": "1"}).status_code == 401
         assert bad.client.get(path, headers=login()).status_code in (403, 404, 405)
     assert bad.dump() == before

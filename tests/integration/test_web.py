@@ -234,6 +234,13 @@ def test_a_wrong_login_is_refused(app: flask.Flask, header: str) -> None:
     assert "jobs" not in answer.text
 
 
+def test_an_odd_login_is_refused(app: flask.Flask) -> None:
+    for header in ("Basic \xff\xfe", "Basic é", "Bearer é", "Bearer €", "Bearer \udc80", "\0", "é €"):
+        for path in routes(app):
+            answer = app.test_client().get(path, environ_overrides={"HTTP_AUTHORIZATION": header})
+            assert answer.status_code == (200 if path == "/healthz" else 401), (path, header)
+
+
 def test_any_user_name_goes_with_the_password(app: flask.Flask) -> None:
     answer = app.test_client().get("/rq/", headers=login(user="someone"))
     assert answer.status_code == 200
