@@ -31,7 +31,6 @@ class Chart:
     most: int  # rows a minute
     longest: float  # seconds
     minutes: tuple[Minute, ...]  # those in which anything happened, newest first
-    hour: Hour
     width: float = WIDTH
     height: float = HEIGHT
 
@@ -51,4 +50,4 @@ def draw(hour: Hour) -> Chart:
         if one.waited is not None and longest:
             points.append(f"{number * step + step * 0.4:.1f},{HEIGHT - HEIGHT * one.waited / longest:.1f}")
     told = tuple(one for one in reversed(minutes) if one.done or one.failed)
-    return Chart(tuple(bars), " ".join(points), most, longest, told, hour)
+    return Chart(tuple(bars), " ".join(points), most, longest, told)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Callable, Iterator
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import flask
 import pytest
@@ -19,8 +21,10 @@ from werkzeug.test import Client, TestResponse
 
 from nih_sched import pages, web
 from nih_sched.ledger import Ledger
+from nih_sched.model import open_key
 from nih_sched.settings import load
 from nih_sched.store import Desk, open_desk
+from nih_sched.store.steering import Steering
 
 PASSWORD, TOKEN = "a påssword", "a-token"
 EVILS = (
@@ -32,6 +36,19 @@ EVILS = (
     "long" * 300,
     "\u202e\x1b[31mred",
 )
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
+# One value for each part of an address; a new part makes everywhere() fail, and so must be thought of here.
+SAMPLES = {
+    "instance_number": "0",
+    "queue_name": "jobs",
+    "registry_name": "failed",
+    "per_page": "8",
+    "order": "asc",
+    "page": "1",
+    "job_id": "failing",
+    "filename": "pages.js",
+    "key": "1",
+}
 HANDLER = """
 def evil(id, state, kind):
     print(kind)
@@ -143,6 +160,13 @@ def ours(site: Site) -> list[str]:
     return paths
 
 
+def everywhere(site: Site) -> list[str]:
+    """Every address there is, ours and rq-dashboard's, from the URL map."""
+    rules = [rule.rule for rule in site.app.url_map.iter_rules()]
+    assert len(rules) > 25
+    return [*(re.sub(r"<(?:\w+:)?(\w+)>", lambda part: SAMPLES[part[1]], rule) for rule in rules), "/nope", "/rq/nope"]
+
+
 def changes(site: Site) -> list[str]:
     rules = site.app.url_map.iter_rules()
     found = [rule.rule for rule in rules if rule.endpoint.startswith("pages.") and "POST" in (rule.methods or ())]
@@ -152,11 +176,11 @@ def changes(site: Site) -> list[str]:
 
 def test_nothing_of_a_row_becomes_markup(bad: Site) -> None:
     paths = ours(bad)
-    assert len(paths) == 5 + len(EVILS) + 1
+    assert len(paths) == 6 + len(EVILS) + 1
     for evil in EVILS:
         for name in ("state", "text", "error", "after", "done"):
             paths += [f"/rows?{name}={quote(evil, safe='')}", f"/failures?{name}={quote(evil, safe='')}"]
-        paths.append(f"/rows/{quote(evil, safe='')}")
+        paths += [f"/rows/{quote(evil, safe='')}", f"/row?key={quote(evil, safe='')}"]
     for path in paths:
         answer = bad.get(path)
         assert answer.status_code in (200, 400, 404), path
@@ -217,6 +241,29 @@ def test_who_gets_in_on_every_route(site: Site, header: str | None, status: int)
     for path in ("/", "/rows", "/failures", "/own/pages.css", "/rq/", "/nope"):
         answer = site.client.get(path, headers=headers)
         assert answer.status_code == (404 if path == "/nope" and status == 200 else status), path
+    for path in () if status == 200 else everywhere(site):
+        for method in METHODS:
+            answer = site.client.open(path, method=method, headers=headers, data={"token": site.token()})
+            is_open = path == "/healthz" and method in ("GET", "HEAD", "OPTIONS")
+            assert answer.status_code == (200 if is_open else 401), (method, path)
+
+
+def test_no_other_site_can_change_anything_anywhere(bad: Site, redis_client: redis.Redis) -> None:
+    before, keys = bad.dump(), {key: redis_client.dump(key) for key in redis_client.scan_iter()}
+    crossing = [{"Origin": origin} for origin in ORIGINS if origin is not None]
+    crossing += [
+        {},
+        {"Referer": "http://evil.example/"},
+        *({"Origin": "http://localhost", "Sec-Fetch-Site": site} for site in ("cross-site", "same-site", "none")),
+    ]
+    for path in everywhere(bad):
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            for headers in crossing if method == "POST" else crossing[:1]:
+                form = {"token": bad.token(), "key": "1", "error": "not by us", "reason": "x"}
+                answer = bad.client.open(path, method=method, headers=login() | headers, data=form)
+                assert answer.status_code == 403, (method, path, headers)
+    assert bad.dump() == before
+    assert {key: redis_client.dump(key) for key in redis_client.scan_iter()} == keys
 
 
 def test_read_only_changes_nothing_and_has_no_buttons(work_here: Work, redis_url: str) -> None:
@@ -237,7 +284,7 @@ def test_a_row_is_requeued_a_group_too_and_one_that_waits_is_cancelled(bad: Site
     assert "Failed for good" in bad.get("/rows/1").text
     assert bad.post("/requeue", key="1") == 303
     assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Pending",)]
-    assert "Requeued." in bad.get("/rows/1?done=Requeued.").text
+    assert "Requeued." in bad.get("/rows/1?done=requeued").text
     assert bad.post("/cancel", key="1") == 303
     assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Cancelled",)]
     page = bad.get("/failures").text
@@ -246,6 +293,56 @@ def test_a_row_is_requeued_a_group_too_and_one_that_waits_is_cancelled(bad: Site
     assert "evil.py" in group[1]
     assert bad.post("/requeue-group", error=group[1]) == 303
     assert bad.work.states() == {"Pending": len(EVILS) - 1, "Cancelled": 1, "<b>Odd</b>": 1}
+
+
+def test_one_that_runs_is_cancelled_only_by_who_confirms(bad: Site) -> None:
+    bad.work.sql("UPDATE work SET state = 'Started' WHERE id = 1")
+    running = open_key(bad.desk.rows.name, (1,))
+    bad.work.sql(
+        "UPDATE nih_sched_attempts SET open_key = :key, finished_at = NULL, outcome = NULL WHERE row_key = '[1]'",
+        key=running,
+    )
+    page = bad.get("/rows/1").text
+    assert "running for" in page
+    assert page.count('action="/cancel') == page.count('name="running"') == 1
+    assert bad.post("/cancel?key=1") == 303
+    assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Started",)]
+    assert "it runs by now" in bad.get("/rows/1?done=runs").text
+    assert bad.post("/cancel?key=1", running="1") == 303
+    assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Cancelled",)]
+
+
+def test_a_huge_group_is_requeued_press_by_press(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)"
+    site.work.sql(f"{number} INSERT INTO work SELECT i, 'Failed', 'x' FROM n")
+    monkeypatch.setattr("nih_sched.pages.blueprint.GROUP_SECONDS", 0.2)
+    real = Steering.requeue
+
+    def slowly(self: Steering, keys: Any) -> Any:
+        time.sleep(0.25)
+        return real(self, keys)
+
+    monkeypatch.setattr(Steering, "requeue", slowly)
+    for ready, said in (
+        (1000, "1,500 of the group are left"),
+        (2000, "500 of the group are left"),
+        (2500, "500 rows."),
+    ):
+        assert site.post("/requeue-group", error="not by us") == 303
+        assert site.work.states() == {"Pending": ready} | ({"Failed": 2500 - ready} if ready < 2500 else {})
+        assert said in site.get("/failures?done=group&count=500&error=not+by+us").text
+
+
+def test_what_a_page_says_is_ours(bad: Site) -> None:
+    for path in ("/rows/1", "/row?key=1", "/failures", "/"):
+        for done in ("Call 555", "", "group", "Requeued.", "requeued'", "unchanged%00"):
+            for count in ("", "-1", "1e3", "9" * 40, "²", "Call 555"):
+                text = bad.get(
+                    f"{path}{'&' if '?' in path else '?'}done={done}&count={quote(count)}&error=Call+555"
+                ).text
+                assert "555" not in text.partition("<main")[2].partition("data-url")[0]
+                assert 'role="status"' not in text
+    assert "Requeued 7 rows." in bad.get("/failures?done=group&count=7").text
 
 
 def test_a_pause_by_a_button_holds_a_scheduler(site: Site) -> None:
@@ -275,6 +372,61 @@ def test_rows_are_found_page_by_page(site: Site) -> None:
     assert seen == list(range(1, 121, 2))
 
 
+def test_a_key_that_no_column_holds_is_of_no_row(site: Site) -> None:
+    for number in ("9" * 19, "9" * 40, "-" + "9" * 40, "9" * 4000):
+        for path in (f"/rows/{number}", f"/row?key={number}", f"/rows?after={number}"):
+            answer = site.get(path)
+            assert (answer.status_code, "has no row with the key" in answer.text) == (404, True), path
+        for path in ("/requeue", "/cancel"):
+            assert site.post(path, key=number) == 404
+    for key in ("9" * 5000, "x", "%00", "%ED%A0%80", "%FF", "a/b", "..", "%2e%2e", "%0A", "x" * 100_000, ""):
+        for path in (f"/rows/{key}", f"/row?key={key}", f"/rows?after={key}", f"/rows?state={key}"):
+            assert site.get(path).status_code < 500, path[:50]
+    assert site.get("/row").status_code == 400
+    env, cwd = site.work.env, site.work.folder
+    for command in (["why", "9" * 40], ["show", "--", "-" + "9" * 40]):
+        run = scheduler(*command, env=env, cwd=cwd)
+        assert (run.returncode, "has no row with the key" in run.stderr) == (2, True), run.stderr
+
+
+def test_every_text_can_be_a_key(lite: Work, redis_url: str) -> None:
+    odd = ["", " ", ".", "..", "/", "//", "/x", "x/", "a//b", "a/../b", "a/./b", "%", "%2F", "%00", "?", "#", "?a=b#c"]
+    odd += [
+        "a\nb",
+        "\n",
+        "\r\n",
+        "\t",
+        "a\0b",
+        "\\",
+        "..\\x",
+        "ä€😀",
+        "\u202e",
+        "a,b",
+        "javascript:x",
+        "<b>",
+        "'\"&",
+        "+",
+    ]
+    odd += ["x" * 10_000, "row", "own/pages.css", "\ufeff", "\u2028"]
+    lite.sql("DROP TABLE work")
+    lite.sql("CREATE TABLE work (id VARCHAR(20000) PRIMARY KEY, state VARCHAR(20))")
+    for key in odd:
+        lite.sql("INSERT INTO work VALUES (:id, 'Failed')", id=key)
+    site = Site(lite, redis_url)
+    links = [unescape(one) for one in re.findall(r'<td><a href="(/row[^"]+)"', site.get("/rows").text)]
+    assert len(links) == len(set(links)) == len(odd)
+    for link in links:
+        seen = urljoin("http://localhost/rows", link).removeprefix("http://localhost")  # as a browser takes it
+        page = site.get(seen)
+        assert page.status_code == 200, link
+        action = re.search(r'action="(/requeue[^"]*)"', page.text)
+        assert action is not None
+        assert site.post(unescape(action[1])) == 303
+    assert lite.states() == {"Pending": len(odd)}
+    assert len(re.findall(r'href="/row', site.get("/failures").text)) == 1  # the heading's: none is left
+    site.desk.close()
+
+
 def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     lite.sql("DROP TABLE work")
     lite.sql("CREATE TABLE work (a VARCHAR(50), b INTEGER, state VARCHAR(20), PRIMARY KEY (a, b))")
@@ -286,6 +438,30 @@ def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     for link in links:
         assert site.get(link.replace("&amp;", "&")).status_code == 200, link
     site.desk.close()
+
+
+def test_the_chart_tells_the_whole_hour(site: Site) -> None:
+    now = int(time.time()) // 60
+    counts = {
+        58: {"done": 5000, "wait_le_1": 3, "wait_le_5": 1, "wait_sum": 8},
+        30: {"failed": 7000},
+        61: {"done": 9e6},
+    }
+    for back, names in counts.items():
+        for name, value in names.items():
+            site.work.sql(
+                "INSERT INTO nih_sched_counts VALUES (:source, :minute, :name, :value)",
+                source=site.desk.source.name,
+                minute=now - back,
+                name=name,
+                value=value,
+            )
+    page = site.get("/").text
+    assert "at most 7,000 a minute" in page
+    assert re.findall(r"<td>5,000</td><td>0</td><td>2.0 s</td>", page)
+    assert "<td>0</td><td>7,000</td><td></td>" in page
+    assert "9,000,000" not in page
+    assert page.count('<rect class="done"') == 60
 
 
 def test_metrics_and_readiness_tell_what_is(site: Site) -> None:
