@@ -72,6 +72,10 @@ class _Job(rq_pages.Job):  # type: ignore[misc]
         return str(self.description or self.id)
 
 
+class _Queue(rq_pages.Queue):  # type: ignore[misc]
+    job_class = _Job  # else one entry that no job can be called hides all others
+
+
 def mount(app: flask.Flask, serializer: object) -> None:
     """rq-dashboard at /rq. Its settings stand in its module: one app for a process.
 
@@ -83,7 +87,7 @@ def mount(app: flask.Flask, serializer: object) -> None:
     app.jinja_env.loader = _MendedTemplates(app)
     app.jinja_env.globals["csp_nonce"] = lambda: flask.g.csp_nonce
     rq_pages.config.serializer = serializer
-    rq_pages.Job = _Job
+    rq_pages.Job, rq_pages.Queue = _Job, _Queue
     rq_pages.Worker = SimpleNamespace(all=partial(ALL_WORKERS, job_class=_Job, serializer=serializer))
     app.register_blueprint(rq_pages.blueprint, url_prefix="/rq")
     # It would make a new client from the URL for each request, with no way to say tls_verify.

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Work, make_work
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-from servers import Database, eventually, missing, scheduler, spawn_scheduler
+from servers import Database, eventually, scheduler, spawn_scheduler
 
 PASSWORD = "pw-of-the-browser"
 HANDLER = """
@@ -25,31 +22,6 @@ def some_fail(id, kind):
     if kind == "long":
         time.sleep(60)
 """
-OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,1000",
-)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    binary, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not binary or not driver:
-        missing("CHROMIUM", "Type: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(binary)
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path / 'chromium'}"):
-        options.add_argument(option)
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(driver)))
-    yield made
-    made.quit()
 
 
 @pytest.fixture
@@ -69,7 +41,7 @@ def free_port() -> int:
 class Person:
     """Who sits before it."""
 
-    def __init__(self, browser: webdriver.Chrome, port: int, shots: Path) -> None:
+    def __init__(self, browser: Any, port: int, shots: Path) -> None:
         self.browser = browser
         self._base = f"http://ada:{PASSWORD}@127.0.0.1:{port}"
         self._shots = shots

@@ -462,6 +462,7 @@ def test_the_chart_tells_the_whole_hour(site: Site) -> None:
     assert "<td>0</td><td>7,000</td><td></td>" in page
     assert "9,000,000" not in page
     assert page.count('<rect class="done"') == 60
+    assert page.count('<polyline class="waits"') == 1
 
 
 def test_metrics_and_readiness_tell_what_is(site: Site) -> None:
