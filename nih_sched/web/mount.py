@@ -18,7 +18,6 @@ from jinja2 import Environment
 
 RQ = "rq_dashboard"
 NoSuchJob: type[Exception] = rq_pages.NoSuchJobError
-ALL_WORKERS = rq_pages.Worker.all  # taken before mount() puts something in its place
 UNREADABLE = "rq-dashboard can't read this. Did another program than nih-sched write it, not as JSON?"
 # What rq-dashboard may serve. A list of what reads, not of what writes: a route that it adds one day is off.
 READING = re.compile(r"(static|favicon|(queues|workers|jobs)_overview|list_(queues|workers|jobs)|job_(view|info))")
@@ -76,6 +75,11 @@ class _Queue(rq_pages.Queue):  # type: ignore[misc]
     job_class = _Job  # else one entry that no job can be called hides all others
 
 
+class _Worker(rq_pages.Worker):  # type: ignore[misc]
+    def _set_connection(self, connection: Any) -> Any:
+        return connection  # a worker that works would have all of us wait for Redis for minutes
+
+
 def mount(app: flask.Flask, serializer: object) -> None:
     """rq-dashboard at /rq. Its settings stand in its module: one app for a process.
 
@@ -88,7 +92,7 @@ def mount(app: flask.Flask, serializer: object) -> None:
     app.jinja_env.globals["csp_nonce"] = lambda: flask.g.csp_nonce
     rq_pages.config.serializer = serializer
     rq_pages.Job, rq_pages.Queue = _Job, _Queue
-    rq_pages.Worker = SimpleNamespace(all=partial(ALL_WORKERS, job_class=_Job, serializer=serializer))
+    rq_pages.Worker = SimpleNamespace(all=partial(_Worker.all, job_class=_Job, serializer=serializer))
     app.register_blueprint(rq_pages.blueprint, url_prefix="/rq")
     # It would make a new client from the URL for each request, with no way to say tls_verify.
     app.before_request_funcs[RQ].remove(rq_pages.push_rq_connection)

@@ -158,11 +158,12 @@ def leave_behind(server: Server) -> None:
     for registry in ("finished", "failed", "deferred", "scheduled", "canceled"):
         client.zadd(f"rq:{registry}:jobs", {"vanished": past})
     client.sadd("rq:queues", "rq:queue:gone")
+    client.rpush("rq:queue:jobs", "no id of a job")
     for key in ("rq:workers", "rq:workers:jobs"):
         client.sadd(key, "rq:worker:dead", "rq:worker:busy")
     client.hset("rq:worker:busy", mapping={"queues": "jobs", "state": "busy", "current_job": "vanished"})
     queue(server).enqueue("time.sleep", 0, job_id="abandoned").set_status(JobStatus.STARTED)
-    client.zadd("rq:wip:jobs", {"abandoned:1": past, "vanished:2": past, "abandoned": past})
+    client.zadd("rq:wip:jobs", {"abandoned:1": past, "vanished:2": past})
     client.zadd("rq:executions:abandoned", {"1": past})
     client.hset("rq:execution:abandoned:1", mapping={"id": "1", "job_id": "abandoned", "created_at": past})
     Result.create_failure(Job.fetch("abandoned", client, JSONSerializer), 0, exc_string="over")
@@ -358,6 +359,12 @@ def test_each_registry_lists_its_jobs(
     assert [job["id"] for job in listed] == ids
 
 
+def test_an_odd_entry_hides_no_other_job(server: Server, get: Callable[[str], TestResponse]) -> None:
+    server.client.lpush("rq:queue:jobs", f"no id of a job {IMAGE}")
+    listed = get("/rq/0/data/jobs/jobs/queued/8/asc/1.json").json["jobs"]
+    assert [job["id"] for job in listed] == ["queued"]
+
+
 def test_a_failed_job_shows_its_traceback(get: Callable[[str], TestResponse]) -> None:
     assert get("/rq/0/data/job/failing.json").json["exc_info"] == TRACEBACK
 
@@ -416,6 +423,13 @@ def busy(server: Server) -> Iterator[Job]:
         for horse in horses:
             horse.kill()
         worker.wait()
+
+
+def test_looking_at_workers_leaves_our_patience_as_it_is(server: Server, app: Any) -> None:
+    server.client.sadd("rq:workers", "rq:worker:w")
+    server.client.hset("rq:worker:w", mapping={"queues": "jobs", "state": "idle"})
+    assert len(app.test_client().get("/rq/0/data/workers.json", headers=login()).json["workers"]) == 1
+    assert app.redis_conn.connection_pool.connection_kwargs["socket_timeout"] == 2
 
 
 def test_a_busy_worker_is_shown(busy: Job, get: Callable[[str], TestResponse]) -> None:
@@ -705,6 +719,10 @@ def test_a_signal_ends_it_well(server: Server, number: int) -> None:
     assert b"Server:" not in answer
     request = urllib.request.Request(f"http://127.0.0.1:{port}/rq/0/data/queues.json", headers=login())
     assert b"orders" in urllib.request.urlopen(request).read()
+    for odd in (b"Basic \xff\xfe", b"Bearer \xed\xa0\x80", b"Basic", b"\xc3\xa9"):
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            other.sendall(b"GET /rq/ HTTP/1.1\r\nHost: x\r\nAuthorization: " + odd + b"\r\n\r\n")
+            assert other.recv(65536).startswith(b"HTTP/1.1 401 "), odd
     big = urllib.request.Request(f"http://127.0.0.1:{port}/", data=b"x" * 100_000)
     with pytest.raises(urllib.error.HTTPError, match="413"):
         urllib.request.urlopen(big)

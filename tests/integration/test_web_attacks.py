@@ -51,8 +51,7 @@ EVILS = (
 EVIL = " ".join(EVILS[:5])
 SCRIPTS = ("text/javascript", "application/javascript", "image/vnd.microsoft.icon")
 COMPUTED = str(7331 * 3)
-# No slash, for a path's part can't hold one; none of the others matters to a router.
-QUEUES = tuple(one.replace("/", "\u2215") for one in (EVILS[0], f"'-{HACK}-'{EVILS[1]}"))
+QUEUE = f"'-{HACK}-'{EVILS[0]}{EVILS[1]}".replace("/", "\u2215")  # a path's part can't hold a slash
 REGISTRIES = {
     "started": StartedJobRegistry,
     "finished": FinishedJobRegistry,
@@ -87,29 +86,28 @@ return {
 
 
 def fill_redis(client: redis.Redis, source: str) -> list[str]:
-    """A job in each registry of each queue, and workers; returns the jobs' ids."""
-    ids = []
-    for name in QUEUES:
-        queue = Queue(name, connection=client, serializer=JSONSerializer)
-        for registry in ("queued", *REGISTRIES):
-            ids.append(f"job-{len(ids)}")
-            job = queue.enqueue("nih_sched.runner.run", EVIL, job_id=ids[-1], description=EVIL, meta={EVIL: EVIL})
-            if registry != "queued":
-                queue.remove(job)
-                job.set_status(JobStatus(registry))
-                entry = f"{job.id}:1" if registry == "started" else job.id
-                client.zadd(REGISTRIES[registry](name, connection=client).key, {entry: time.time() + 3600})
-            client.hset(job.key, mapping={"worker_name": EVIL, "exc_info": EVIL})
-            if registry == "failed":
-                Result.create_failure(job, 3600, exc_string="\n".join(EVILS), worker_name=EVIL)
-            elif registry == "finished":
-                Result.create(job, Result.Type.SUCCESSFUL, 3600, return_value={EVIL: list(EVILS)}, worker_name=EVIL)
-        client.lpush(queue.key, EVIL)  # what no job can be called, and what has vanished
-        facts = {"hostname": EVIL, "queues": name, "state": EVILS[0], "current_job": ids[0], "version": EVIL}
-        client.hset(f"rq:worker:{EVIL}{name}", mapping=facts | {"python_version": EVIL, "ip_address": EVIL, "pid": 1})
-        for workers in ("rq:workers", f"rq:workers:{source}"):
-            client.sadd(workers, f"rq:worker:{EVIL}{name}")
-    Job.fetch(ids[0], client, JSONSerializer).refresh()
+    """A job in each registry, and a worker; returns the jobs' ids."""
+    ids = list[str]()
+    queue = Queue(QUEUE, connection=client, serializer=JSONSerializer)
+    for registry in ("queued", *REGISTRIES):
+        ids.append(f"job-{len(ids)}")
+        job = queue.enqueue("nih_sched.runner.run", EVIL, job_id=ids[-1], description=EVIL, meta={EVIL: EVIL})
+        if registry != "queued":
+            queue.remove(job)
+            job.set_status(JobStatus(registry))
+            entry = f"{job.id}:1" if registry == "started" else job.id
+            client.zadd(REGISTRIES[registry](QUEUE, connection=client).key, {entry: time.time() + 3600})
+        client.hset(job.key, mapping={"worker_name": EVIL, "exc_info": EVIL})
+        if registry == "failed":
+            Result.create_failure(job, 3600, exc_string="\n".join(EVILS), worker_name=EVIL)
+        elif registry == "finished":
+            Result.create(job, Result.Type.SUCCESSFUL, 3600, return_value={EVIL: list(EVILS)}, worker_name=EVIL)
+    client.lpush(queue.key, EVIL)  # what no job can be called
+    facts = {"hostname": EVIL, "queues": QUEUE, "state": EVILS[0], "current_job": ids[0], "version": EVIL}
+    worker = f"rq:worker:{EVIL}"
+    client.hset(worker, mapping=facts | {"python_version": EVIL, "ip_address": EVIL, "pid": 1})
+    client.sadd("rq:workers", worker)
+    client.sadd(f"rq:workers:{source}", worker)
     client.hset(Job.key_for(ids[0]), "dependency_ids", f'["{ids[1]}"]')
     return ids
 
@@ -167,14 +165,14 @@ class Attacked:
         """Every page that looks, from the URL map, with every hostile text in its place."""
         samples: dict[str, Iterable[str]] = {
             "instance_number": ["0"],
-            "queue_name": QUEUES,
+            "queue_name": [QUEUE],
             "registry_name": ["queued", *REGISTRIES],
             "per_page": ["20"],
             "order": ["asc"],
             "page": ["1"],
             "job_id": [*self.jobs, EVILS[3].replace("/", "")],
             "filename": ["js/main.js", "pages.js"],
-            "key": [*self.keys, EVIL],
+            "key": [*self.keys[2:], EVIL],
         }
         found = ["/nope/" + quote(EVIL, safe=""), "/rq/nope/" + quote(EVIL, safe="")]
         for rule in self.app.url_map.iter_rules():
@@ -188,7 +186,7 @@ class Attacked:
                 found.append(path)
         found += [f"/row?key={quote(key)}" for key in (*self.keys, EVIL)]
         for name in ("state", "text", "error", "since", "after", "order"):
-            found += [f"/rows?{name}={quote(evil)}" for evil in (EVIL, EVILS[5])]
+            found.append(f"/rows?{name}={quote(EVIL)}")
         found += [
             f"{path}?done={quote(EVIL)}&error={quote(EVIL)}&count={quote(EVIL)}"
             for path in ("/failures", "/rows/x", "/")
@@ -234,14 +232,14 @@ def test_nothing_hostile_executes_anywhere(attacked: Attacked, served: str, brow
             continue
         visited[path] = look(browser, served + path, path)
     shows_it = [path for path, text in visited.items() if SEEN in text]
-    assert len(visited) > 70
-    assert len(shows_it) > 50, sorted(set(visited) - set(shows_it))
+    assert len(visited) > 45
+    assert len(shows_it) > 35, sorted(set(visited) - set(shows_it))
     for page in ("/", "/rows", "/failures", "/rq/0/view/workers", "/rq/0/view/queues"):
         assert page in shows_it
     for key in attacked.keys:
         assert f"/row?key={quote(key)}" in shows_it
-    for name, registry in itertools.product(QUEUES, ("queued", *REGISTRIES)):
-        assert f"/rq/0/view/jobs/{quote(name, safe='')}/{registry}/20/asc/1" in shows_it
+    for registry in ("queued", *REGISTRIES):
+        assert f"/rq/0/view/jobs/{quote(QUEUE, safe='')}/{registry}/20/asc/1" in shows_it
     for job in attacked.jobs:
         assert f"/rq/0/view/job/{job}" in shows_it
 
