@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nih_sched.reports import Hour, Minute
 
 WIDTH, HEIGHT = 600.0, 120.0
+TOP = 0.9  # of the height is the longest wait's: a line on the edge would be cut
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def draw(hour: Hour) -> Chart:
         if one.waited is not None and longest:
             if number != last + 1:
                 lines.append([])
-            last, y = number, HEIGHT - HEIGHT * one.waited / longest
+            last, y = number, HEIGHT - TOP * HEIGHT * one.waited / longest
             lines[-1] += [
                 f"{number * step + share * step:.1f},{y:.1f}" for share in (0.0, 0.8)
             ]  # seen where it is alone
