@@ -17,6 +17,7 @@ from redis import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import broker, clock, embedded, host, keeper, metrics, runner, telemetry, worker
+from nih_sched.access import Access
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
 from nih_sched.dialects.connect import identity, parse, sqlite_path
@@ -311,8 +312,8 @@ def _told(settings: Settings, desk: Desk, connection: Redis, redis_url: str) -> 
         return
     from nih_sched.metrics.endpoint import Endpoint, serve_beside  # noqa: PLC0415 - a web server for those who want one
 
-    secrets = (settings.dashboard_password, settings.dashboard_token)
-    app = Endpoint(desk, connection, redis_url, settings.created_column, secrets)
+    access = Access(settings.dashboard_password, settings.dashboard_token)
+    app = Endpoint(desk, connection, redis_url, settings.created_column, access)
     close = serve_beside(app, settings.metrics_host, settings.metrics_port)
     try:
         yield

@@ -240,6 +240,8 @@ def fit(status: Column[Any], word: str) -> Word:
         ValueError: it can't; the text says why.
     """
     kind = status.type
+    if "\0" in word or any("\ud800" <= one <= "\udfff" for one in word):
+        raise ValueError("it holds what no text of a database does")
     if isinstance(kind, Enum):
         if word not in kind.enums:
             raise ValueError("not one of its values")

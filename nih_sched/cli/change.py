@@ -98,7 +98,7 @@ def _change(
     listen(settings)
     desk = open_desk(settings)
     try:
-        chosen: Iterable[Key] = [parse_key(desk.rows, key) for key in dict.fromkeys(keys)]
+        chosen: Iterable[Key] = [parse_key(desk, key) for key in dict.fromkeys(keys)]
         if not keys:
             age = None if since is None else seconds_of(since)
             selection = reports.select(desk, state=state, where=condition, since=age, error=error)

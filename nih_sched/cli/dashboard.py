@@ -9,6 +9,7 @@ import flask
 from redis import Redis
 
 from nih_sched import broker, web
+from nih_sched.access import Access
 from nih_sched.cli import listen
 from nih_sched.cli.options import DASHBOARD, LOOK, settings_options
 from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase
@@ -27,7 +28,7 @@ def dashboard(settings: Settings) -> None:
     otherwise. Without the table, rq-dashboard alone is served.
     """
     listen(settings)
-    access = web.Access(settings.dashboard_password, settings.dashboard_token, settings.dashboard_read_only)
+    access = Access(settings.dashboard_password, settings.dashboard_token, settings.dashboard_read_only)
     with redis_for(settings) as redis_url:
         broker.connect(redis_url).close()
         desk, why = _desk(settings)

@@ -135,7 +135,7 @@ def _unclaimed(desk: Desk, found: reports.Status) -> list[str]:
 def why(settings: Settings, key: str, as_json: bool) -> None:
     """Say in a sentence why the row with this KEY isn't running; then the facts. A key of several columns: 7,de."""
     with looking(settings) as desk:
-        answer = reports.why(desk, parse_key(desk.rows, key), redis_url_of(settings), where=settings.where)
+        answer = reports.why(desk, parse_key(desk, key), redis_url_of(settings), where=settings.where)
         if as_json:
             print_json(answer.as_json())
             return
@@ -150,7 +150,7 @@ def why(settings: Settings, key: str, as_json: bool) -> None:
 def show(settings: Settings, key: str, as_json: bool) -> None:
     """Print the row with this KEY, and each of its attempts with times, worker, outcome, traceback and output."""
     with looking(settings) as desk:
-        found = reports.show(desk, parse_key(desk.rows, key))
+        found = reports.show(desk, parse_key(desk, key))
         if as_json:
             print_json(found.as_json())
             return

@@ -57,7 +57,7 @@ def list_(
         selection = reports.select(
             desk, state=state, where=where_sql, since=seconds_of(since) if since else None, text=text, error=error
         )
-        key = parse_key(desk.rows, after) if after else None
+        key = parse_key(desk, after) if after else None
         found = reports.rows(desk, selection, limit, after=key, descending=newest)
         if as_json:
             print_json(found.as_json())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from nih_sched.model import Word
 
 T = TypeVar("T")
 
+SURROGATES = re.compile("[\ud800-\udfff]")  # what no encoding has
 IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
 
 
@@ -150,6 +152,12 @@ class Dialect:
         """
         kind = None if isinstance(column.type, NullType) else column.type
         return column == literal(word, kind, literal_execute=True)
+
+    def holds(self, column: Column[Any], value: Any) -> bool:
+        """Whether the column can hold this value at all; if not, no row has it, and to ask for it is an error."""
+        if isinstance(value, int):
+            return -(1 << 63) <= value < 1 << 64
+        return not isinstance(value, str) or not SURROGATES.search(value)
 
     def open_claims(
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]

@@ -162,6 +162,13 @@ class PostgreSQL(Dialect):
             return and_(plain, cast(column, String) == str(word))
         return plain
 
+    def holds(self, column: Column[Any], value: Any) -> bool:
+        """It casts what is compared with a column, and has no NUL."""
+        if isinstance(value, int) and isinstance(column.type, Integer):
+            bits = {"SMALLINT": 16, "INTEGER": 32}.get(column.type.__visit_name__.upper(), 64)
+            return -(1 << bits - 1) <= value < 1 << bits - 1
+        return super().holds(column, value) and not (isinstance(value, str) and "\0" in value)
+
     def among(self, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         """One array instead of many parameters: a third of the time for both sides."""
         if type(column.type) in ARRAYABLE:

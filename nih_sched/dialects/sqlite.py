@@ -113,6 +113,10 @@ class SQLite(Dialect):
             return and_(plain, collate(column, "BINARY") == literal(word, literal_execute=True))
         return plain
 
+    def holds(self, column: Column[Any], value: Any) -> bool:
+        """Whatever its type is called, an integer has 64 bits."""
+        return super().holds(column, value) and not (isinstance(value, int) and value >= 1 << 63)
+
     def adding_up(self, table: Table, rows: Sequence[dict[str, Any]]) -> Executable:
         """ON CONFLICT DO UPDATE."""
         given = insert(table).values(rows)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import broker
+from nih_sched.access import Access
 from nih_sched.errors import UsageError
 from nih_sched.metrics.exposition import CONTENT_TYPE, exposition
 from nih_sched.store import Desk
@@ -43,17 +41,15 @@ class Endpoint:
         connection: to Redis.
         redis_url: its address.
         created: the column that says when a row was added.
-        secrets: password and token, either of which opens it; none: it is open.
+        access: who may come in; where there is nothing to know, all.
     """
 
-    def __init__(
-        self, desk: Desk, connection: Redis, redis_url: str, created: str | None, secrets: Iterable[str | None]
-    ) -> None:
+    def __init__(self, desk: Desk, connection: Redis, redis_url: str, created: str | None, access: Access) -> None:
         self._desk = desk
         self._connection = connection
         self._redis_url = redis_url
         self._created = created
-        self._secrets = [one.encode() for one in secrets if one]
+        self._access = access
 
     def __call__(self, environ: dict[str, Any], start: Start) -> list[bytes]:
         """Answer a request."""
@@ -62,7 +58,7 @@ class Endpoint:
             return _say(start, "405 Method Not Allowed", b"Nothing can be changed here.\n")
         if path == "/healthz":
             return _say(start, "200 OK", b"ok")
-        if not self._lets_in(environ.get("HTTP_AUTHORIZATION", "")):
+        if self._access.is_guarded and not self._access.admits(environ.get("HTTP_AUTHORIZATION")):
             return _say(start, "401 Unauthorized", b"Log in.\n", [("WWW-Authenticate", 'Basic realm="nih-sched"')])
         if path == "/readyz":
             lacks = missing(self._desk, self._connection)
@@ -75,19 +71,6 @@ class Endpoint:
             )
         except SQLAlchemyError:
             return _say(start, "503 Service Unavailable", b"The database doesn't answer.\n")
-
-    def _lets_in(self, header: str) -> bool:
-        if not self._secrets:
-            return True
-        kind, _, given = header.partition(" ")
-        secret = given.strip().encode("latin-1")  # as WSGI has read it
-        if kind.lower() == "basic":
-            try:
-                secret = base64.b64decode(given, validate=True).partition(b":")[2]
-            except (binascii.Error, ValueError):
-                secret = b""
-        same = [hmac.compare_digest(secret, one) for one in self._secrets]  # all, so that time tells nothing
-        return any(same)
 
 
 def _say(

@@ -9,7 +9,7 @@ from typing import Any
 
 import flask
 from redis import Redis
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from werkzeug.wrappers import Response
 
 from nih_sched import reports, steer
@@ -17,16 +17,18 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError, NoSuchRow, UsageError
 from nih_sched.metrics.endpoint import missing
 from nih_sched.metrics.exposition import CONTENT_TYPE, exposition
-from nih_sched.model import Key, State, show_key
-from nih_sched.pages import chart
+from nih_sched.model import State, show_key
+from nih_sched.pages import chart, links
 from nih_sched.reports import words
 from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
+from nih_sched.store.history import History
 from nih_sched.store.rows import parse_key
 
 PAGES = "pages"
 ROWS = 50  # on one page
+GROUP_SECONDS = 5.0  # for which a press requeues rows of a group; a chunk that has begun is ended
 STATES = tuple(state.value for state in State)
 SPANS = {"15m": 900.0, "1h": 3600.0, "1d": 86400.0, "7d": 604800.0}
 ENDED = tuple(state.value for state in steer.ENDED)
@@ -64,6 +66,7 @@ def make_blueprint(place: Place) -> flask.Blueprint:
         "/": overview,
         "/rows": rows,
         "/rows/<path:key>": row,
+        "/row": row_of,
         "/failures": failures,
         "/metrics": scrape,
         "/readyz": ready,
@@ -99,7 +102,7 @@ def rows(place: Place) -> str:
     selection = reports.select(
         place.desk, state=state or None, text=text or None, error=error or None, since=_span(since)
     )
-    key = parse_key(place.desk.rows, after) if after else None
+    key = parse_key(place.desk, after) if after else None
     found = reports.rows(place.desk, selection, ROWS, after=key, descending=newest)
     beyond = found.next or found.stopped
     kept = {"state": state, "text": text, "since": since, "error": error, "order": "newest" if newest else "oldest"}
@@ -110,23 +113,33 @@ def rows(place: Place) -> str:
         asked=kept,
         states=STATES,
         spans=SPANS,
-        further=None if beyond is None else _rows_url(kept | {"after": show_key(beyond)}),
-        first=_rows_url(kept) if after else None,
+        further=None if beyond is None else links.rows(kept | {"after": show_key(beyond)}),
+        first=links.rows(kept) if after else None,
     )
 
 
 def row(place: Place, key: str) -> str:
     """One row: why it isn't running, and each attempt."""
-    its = parse_key(place.desk.rows, key)
+    its = parse_key(place.desk, key)
     why = reports.why(place.desk, its, place.redis_url(), where=place.settings.where)
     shown = reports.show(place.desk, its)
     may = {"requeue": shown.state in ENDED, "cancel": shown.state not in ENDED}
-    return _render(place, "row", why=why, shown=shown, may=may, done=flask.request.args.get("done", ""))
+    runs = any(one.record.is_running for one in shown.attempts)
+    return _render(place, "row", why=why, shown=shown, may=may, runs=runs, done=links.told())
+
+
+def row_of(place: Place) -> str:
+    """One row, where its key can't stand in a path."""
+    if (key := flask.request.args.get("key")) is None:
+        raise UsageError(reason="No row was named.")
+    return row(place, key)
 
 
 def failures(place: Place) -> str:
     """Failed rows by the kind and place of their errors."""
-    return _render(place, "failures", found=reports.groups(place.desk), done=flask.request.args.get("done", ""))
+    found, error = reports.groups(place.desk), flask.request.args.get("error", "")
+    left = next((one.count for one in found.groups if one.error == error), 0)
+    return _render(place, "failures", found=found, done=links.told(left=left, more=found.stopped is not None))
 
 
 def scrape(place: Place) -> flask.Response:
@@ -157,40 +170,35 @@ def resume(place: Place) -> Response:
 
 def requeue(place: Place) -> Response:
     """A row back to ready."""
-    return _changed(place, steer.requeue, "Requeued")
+    key = parse_key(place.desk, _named())
+    result = steer.requeue(place.desk, [key], place.who(), connection=place.redis())
+    return _back(links.row(show_key(key), done="requeued" if result.changed else "unchanged"))
 
 
 def cancel(place: Place) -> Response:
-    """A row never starts, or is stopped."""
-    return _changed(place, steer.cancel, "Cancelled")
+    """A row never starts, or is stopped; one that runs only if that is what was asked for."""
+    key = parse_key(place.desk, _named())
+    if "running" not in flask.request.form and any(one.is_running for one in History(place.desk).of(key)):
+        return _back(links.row(show_key(key), done="runs"))
+    result = steer.cancel(place.desk, [key], place.who(), connection=place.redis())
+    done = "stopping" if result.running else "cancelled" if result.changed else "unchanged"
+    return _back(links.row(show_key(key), done=done))
 
 
 def requeue_group(place: Place) -> Response:
-    """All failed rows of one kind and place back to ready."""
+    """The failed rows of one kind and place back to ready, as many as there is time for."""
     error = flask.request.form.get("error", "")
     if not error:
         raise UsageError(reason="No group was named.")
-    keys = reports.keys(place.desk, reports.select(place.desk, state=State.FAILED.value, error=error))
+    selection = reports.select(place.desk, state=State.FAILED.value, error=error)
+    keys = reports.keys(place.desk, selection, seconds=GROUP_SECONDS)
     result = steer.requeue(place.desk, keys, place.who(), connection=place.redis())
-    return _back(flask.url_for(".failures", done=f"Requeued {result.changed:,} rows."))
+    return _back(flask.url_for(".failures", done="group", count=result.changed, error=error))
 
 
-def _changed(place: Place, change: Callable[..., steer.Result], verb: str) -> Response:
-    key = parse_key(place.desk.rows, flask.request.form.get("key", ""))
-    result = change(place.desk, [key], place.who(), connection=place.redis())
-    done = f"{verb}." if result.changed else "Not changed: it is in another state by now."
-    if result.running:
-        done = f"{verb}: it is stopped within 5 s."
-    return _back(_row_url(key, done=done))
-
-
-def _row_url(key: Key, **more: Any) -> str:
-    return flask.url_for(".row", key=show_key(key), **more)
-
-
-def _rows_url(asked: dict[str, str]) -> str:
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value}
-    return flask.url_for(".rows", **given)
+def _named() -> str:
+    # From the address: a form would change line ends in a key.
+    return flask.request.values.get("key", "")
 
 
 def _back(url: str) -> Response:
@@ -211,7 +219,9 @@ def _mistaken(place: Place, error: NihError) -> tuple[str, int]:
 
 
 def _unreachable(place: Place, error: SQLAlchemyError) -> tuple[str, int]:
-    return _render(place, "mistake", sentence=f"The database answered: {reason(error)}"), 503
+    # A value that can't be had, in a row or in the address, is nobody's outage.
+    odd = isinstance(error, DBAPIError) and (isinstance(error, DataError) or place.desk.dialect.is_about_a_value(error))
+    return _render(place, "mistake", sentence=f"The database answered: {reason(error)}"), 400 if odd else 503
 
 
 def _render(place: Place, name: str, **facts: Any) -> str:
@@ -222,7 +232,7 @@ def _render(place: Place, name: str, **facts: Any) -> str:
         source=desk.source.name,
         read_only=place.read_only,
         token=place.token(),
-        row_url=_row_url,
+        row_url=links.row,
         words=words,
         plain=plain,
         **facts,

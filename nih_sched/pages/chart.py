@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nih_sched.reports import Hour, Minute
 
 WIDTH, HEIGHT = 600.0, 120.0
+TOP = 0.9  # of the height is the longest wait's: a line on the edge would be cut
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,10 @@ class Chart:
     """The picture, and what it shows in words."""
 
     bars: tuple[Bar, ...]
-    waits: str  # points of a polyline
+    waits: tuple[str, ...]  # points of polylines: one for minutes that follow each other
     most: int  # rows a minute
     longest: float  # seconds
     minutes: tuple[Minute, ...]  # those in which anything happened, newest first
-    hour: Hour
     width: float = WIDTH
     height: float = HEIGHT
 
@@ -42,13 +42,18 @@ def draw(hour: Hour) -> Chart:
     most = max((one.done + one.failed for one in minutes), default=0)
     longest = max((one.waited or 0.0 for one in minutes), default=0.0)
     step = WIDTH / max(1, len(minutes))
-    bars, points = [], []
+    bars, lines, last = [], list[list[str]](), -2
     for number, one in enumerate(minutes):
         done = HEIGHT * one.done / most if most else 0.0
         failed = HEIGHT * one.failed / most if most else 0.0
         label = f"{one.at:%H:%M} UTC: {one.done:,} done, {one.failed:,} failed"
         bars.append(Bar(number * step, step * 0.8, HEIGHT - done, done, HEIGHT - done - failed, failed, label))
         if one.waited is not None and longest:
-            points.append(f"{number * step + step * 0.4:.1f},{HEIGHT - HEIGHT * one.waited / longest:.1f}")
+            if number != last + 1:
+                lines.append([])
+            last, y = number, HEIGHT - TOP * HEIGHT * one.waited / longest
+            lines[-1] += [
+                f"{number * step + share * step:.1f},{y:.1f}" for share in (0.0, 0.8)
+            ]  # seen where it is alone
     told = tuple(one for one in reversed(minutes) if one.done or one.failed)
-    return Chart(tuple(bars), " ".join(points), most, longest, told, hour)
+    return Chart(tuple(bars), tuple(map(" ".join, lines)), most, longest, told)

@@ -1,16 +1,13 @@
-"""The last hour in minutes, as far back as the newest attempts of the ledger tell."""
+"""The last hour in minutes, from what was counted in each: all of it, however much that was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 
-from nih_sched.model import Outcome
 from nih_sched.store import Desk
-from nih_sched.store.history import History
-from nih_sched.store.looks import FINAL_FAILURES
-from nih_sched.store.overview import SAMPLE, Overview, Sample
+from nih_sched.store.tally import Tally
 
 MINUTES = 60
 
@@ -22,7 +19,7 @@ class Minute:
     at: datetime  # UTC, its begin
     done: int
     failed: int
-    waited: float | None  # seconds from claim to start, on average
+    waited: float | None  # seconds from claim to start, on average of those that were looked at
 
 
 @dataclass(frozen=True)
@@ -30,26 +27,17 @@ class Hour:
     """The minutes, oldest first."""
 
     minutes: tuple[Minute, ...]
-    told_of: int  # attempts
-    since: datetime | None  # what ended before isn't told; None: all of the hour is
 
 
 def hour(desk: Desk) -> Hour:
     """The source's last hour."""
-    samples, now = Overview(desk).samples(), History(desk).now()
-    last = now.replace(second=0, microsecond=0)
-    minutes = [last - timedelta(minutes=back) for back in reversed(range(MINUTES))]
-    by_minute: dict[datetime, list[Sample]] = {}
-    for one in samples:
-        by_minute.setdefault(one.finished_at.replace(second=0, microsecond=0), []).append(one)
-    oldest = min((one.finished_at for one in samples), default=now)
-    reaches = len(samples) < SAMPLE or oldest <= minutes[0]
-    told = tuple(_minute(at, by_minute.get(at, ())) for at in minutes)
-    return Hour(told, sum(one.done + one.failed for one in told), None if reaches else oldest)
+    now, counts = Tally(desk).by_minute(MINUTES)
+    return Hour(tuple(_minute(at, counts.get(at, {})) for at in range(now - MINUTES + 1, now + 1)))
 
 
-def _minute(at: datetime, samples: Sequence[Sample]) -> Minute:
-    waits = [one.waited for one in samples if one.waited is not None]
-    done = sum(one.outcome == Outcome.DONE.value for one in samples)
-    failed = sum(one.outcome in FINAL_FAILURES for one in samples)
-    return Minute(at, done, failed, sum(waits) / len(waits) if waits else None)
+def _minute(at: int, counts: Mapping[str, float]) -> Minute:
+    # The names are those of metrics, which stands above us.
+    waits = sum(value for name, value in counts.items() if name.startswith("wait_le_"))
+    waited = counts.get("wait_sum", 0.0) / waits if waits else None
+    began = datetime.fromtimestamp(at * 60, UTC)
+    return Minute(began, round(counts.get("done", 0.0)), round(counts.get("failed", 0.0)), waited)

@@ -12,7 +12,7 @@ from nih_sched.model import Key, State, show_key
 from nih_sched.reports import words
 from nih_sched.reports.show import plain, state_of
 from nih_sched.store import Desk
-from nih_sched.store.history import History, last_failure
+from nih_sched.store.history import History, group_of, last_failure
 from nih_sched.store.listing import LONGEST, Listing, Selection, words_of
 
 GROUP_KEYS = 5  # rows of a group that are named
@@ -160,9 +160,9 @@ def rows(
     return Listed(tuple(_listed(desk, row) for row in shown.rows), page.next, page.stopped, page.was_cut)
 
 
-def keys(desk: Desk, selection: Selection, limit: int | None = None) -> Iterator[Key]:
-    """The keys of all rows that fit, however long it takes."""
-    return Listing(desk).keys(selection, limit)
+def keys(desk: Desk, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
+    """The keys of all rows that fit, however long it takes, or as many as are found in `seconds`."""
+    return Listing(desk).keys(selection, limit, seconds=seconds)
 
 
 def groups(desk: Desk, seconds: float = LONGEST) -> Groups:
@@ -189,8 +189,7 @@ def groups(desk: Desk, seconds: float = LONGEST) -> Groups:
 
 
 def _put(found: dict[str, Group], row: Any) -> None:
-    failure = last_failure(row.records)
-    name = "not by us" if failure is None else failure.error or failure.outcome or ""
+    failure, name = last_failure(row.records), group_of(row.records)
     group = found.setdefault(name, Group(name))
     group.count += 1
     if len(group.keys) < GROUP_KEYS:

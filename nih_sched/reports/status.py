@@ -69,6 +69,7 @@ class FailureSeen:
     """A row that failed for good."""
 
     key: str
+    row: str  # the same, whole
     attempts: int
     outcome: str
     reason: str
@@ -297,6 +298,7 @@ def _failures(desk: Desk) -> tuple[FailureSeen, ...]:
     return tuple(
         FailureSeen(
             words.first_line(show_key(decode_key(row.row_key))),
+            show_key(decode_key(row.row_key)),
             row.attempt,
             row.outcome,
             words.first_line(row.reason),

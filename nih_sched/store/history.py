@@ -12,12 +12,13 @@ from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
 from nih_sched.ledger import of_row, of_rows
-from nih_sched.model import Key, encode_key
+from nih_sched.model import Key, Outcome, encode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.looks import FINAL_FAILURES
 
 MOST = 2000  # records of one row that are read: --tries has a limit, and requeues have none
 AT_ONCE = 500  # rows whose records are looked up by one statement
+NOT_BY_US = "not by us"  # the group of failed rows of which the ledger knows no failure
 NAMES = (
     *("id", "of_claim", "source", "attempt", "failures", "tries", "open_key", "rq_id", "claimed_by", "claimed_at"),
     *("due_at", "sent_at", "started_at", "finished_at", "worker", "lease", "outcome", "seconds", "reason", "error"),
@@ -147,6 +148,21 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 def last_failure(records: Sequence[Record]) -> Record | None:
     """The newest attempt that ended badly."""
     return next((record for record in records if record.has_failed), None)
+
+
+def group_of(records: Sequence[Record]) -> str:
+    """By which failed rows are grouped: the kind and place of the last failure, or how it ended where it has none."""
+    failure = last_failure(records)
+    if failure is None:  # too many interruptions fail a row as well
+        ended = next((record for record in records if record.outcome is not None), None)
+        interrupted = ended is not None and ended.outcome == Outcome.INTERRUPTED.value
+        return Outcome.INTERRUPTED.value if interrupted else NOT_BY_US
+    return group_name(failure.error or failure.outcome or "")
+
+
+def group_name(error: str) -> str:
+    """On one line: a form would change its line ends."""
+    return " ".join(error.split())
 
 
 def _record(row: Sequence[Any]) -> Record:

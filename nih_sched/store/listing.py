@@ -18,7 +18,7 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import UsageError
 from nih_sched.model import Key, State, Word
 from nih_sched.store.desk import Desk
-from nih_sched.store.history import History, Record, last_failure
+from nih_sched.store.history import History, Record, group_name, group_of, last_failure
 from nih_sched.table import fit
 
 LONGEST = 2.0  # seconds for which rows are looked through
@@ -37,7 +37,7 @@ class Selection:
         where: SQL over the row's columns, and `error`: the reason of the row's last failed attempt.
         since: something happened to the row, as the ledger has it, at or after this instant.
         text: its key, its texts or its last error contain this.
-        error: its last failure is of this kind and place.
+        error: its last failure is of this group, by kind and place.
         waiting: it waits for its next attempt (True), or doesn't (False).
     """
 
@@ -129,14 +129,19 @@ class Listing:
         """The same rows with their records."""
         return Page(self._recorded(page.rows), page.next, page.stopped, page.was_cut)
 
-    def keys(self, selection: Selection, limit: int | None = None) -> Iterator[Key]:
-        """The keys of all rows that fit, however long it takes, as they are found."""
+    def keys(self, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
+        """The keys of all rows that fit, as they are found: however long it takes, or until time is over."""
         after: Key | None = None
-        left = limit
+        left, until = limit, None if seconds is None else clock.monotonic() + seconds
         while left is None or left > 0:
-            page = self.page(selection, 1000 if left is None else min(1000, left), after=after)
+            patience = LONGEST if until is None else min(LONGEST, until - clock.monotonic())
+            if patience <= 0:
+                return
+            page = self.page(selection, 1000 if left is None else min(1000, left), after=after, seconds=patience)
             yield from (row.key for row in page.rows)
             left = None if left is None else left - len(page.rows)
+            if page.was_cut and patience < LONGEST:
+                return
             if page.was_cut and page.stopped == after:
                 raise UsageError(reason="The database takes too long to find the next row. Narrow it, or add an index.")
             after = page.next or page.stopped
@@ -192,7 +197,7 @@ class Listing:
 
     def _fits(self, selection: Selection, row: Found) -> bool:
         failure = last_failure(row.records)
-        if selection.error is not None and (failure is None or failure.error != selection.error):
+        if selection.error is not None and group_of(row.records) != group_name(selection.error):
             return False
         if selection.waiting is not None and any(one.is_waiting for one in row.records) != selection.waiting:
             return False

@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Column, Connection, Engine, insert, or_, select, update
 
 from nih_sched.dialects import dialect_of
-from nih_sched.errors import NihError, UsageError
+from nih_sched.errors import NihError, NoSuchRow, UsageError
 from nih_sched.ledger import Ledger
 from nih_sched.model import Key, State, decode_key
 from nih_sched.store.claims import CHUNK
-from nih_sched.store.desk import source_desk, source_facts
+from nih_sched.store.desk import Desk, source_desk, source_facts
 from nih_sched.table import RowTable
 
 _PARSERS: dict[type, Callable[[str], Any]] = {
@@ -78,20 +78,25 @@ def parse_value(column: Column[Any], text: str) -> Any:
     return parse(text)
 
 
-def parse_key(rows: RowTable, text: str) -> Key:
+def parse_key(desk: Desk, text: str) -> Key:
     """A key as show_key() shows it and a person types it, in the columns' own types.
 
     Raises:
         UsageError: it can't be a key of this table.
+        NoSuchRow: of that type, but beyond what its column holds.
     """
+    rows = desk.rows
     parts = [text] if len(rows.keys) == 1 else text.split(",")
     names = ",".join(column.name for column in rows.keys)
     if len(parts) != len(rows.keys):
         raise UsageError(reason=f"{text!r} is no key of {rows.name}: expected {names}.")
     try:
-        return tuple(_parse_part(column, part) for column, part in zip(rows.keys, parts, strict=True))
+        key = tuple(_parse_part(column, part) for column, part in zip(rows.keys, parts, strict=True))
     except (ValueError, ArithmeticError) as error:
         raise UsageError(reason=f"{text!r} is no key of {rows.name} ({names}): {error}") from error
+    if not all(desk.dialect.holds(column, part) for column, part in zip(rows.keys, key, strict=True)):
+        raise NoSuchRow(table=rows.name, key=text)
+    return key
 
 
 def _parse_part(column: Column[Any], text: str) -> Any:

@@ -45,6 +45,20 @@ class Tally:
             found.setdefault(source, {})[name] = float(value)
         return found
 
+    def by_minute(self, minutes: int) -> tuple[int, dict[int, dict[str, float]]]:
+        """The source's counts in these last minutes.
+
+        Returns:
+            the present minute, since 1970, and by minute and name what was counted.
+        """
+        c = self._counts.c
+        now = self._desk.read(minute_now)
+        query = select(c.minute, c.name, c.value).where(c.source == self._desk.source.name, c.minute > now - minutes)
+        found: dict[int, dict[str, float]] = {}
+        for minute, name, value in self._desk.read(lambda x: x.execute(query).all()):
+            found.setdefault(minute, {})[name] = float(value)
+        return now, found
+
     def waits(self, seen: int) -> tuple[int, list[float]]:
         """How long some of the newest claims waited for their start, in seconds.
 

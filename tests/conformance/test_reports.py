@@ -285,6 +285,21 @@ def test_failures_are_grouped_by_kind_and_place(place: Place) -> None:
     assert found.groups[0].newest is not None
     assert found.sentence == ""
     assert fit(desk, state="failed", error="A at x:1 in f") == [1, 2, 4]
+    # Older versions wrote neither kind nor place; a class's own name may hold line ends; interruptions fail a row too.
+    change = "UPDATE nih_sched_attempts SET outcome = :outcome, error = :error WHERE id = :id"
+    for claimed, outcome in zip(claims, ("timed out", "crashed", "lost", "interrupted", "failed"), strict=True):
+        odd = "A\r\n b\tat x" if outcome == "failed" else None
+        place.run(change, id=claimed.id, outcome=outcome, error=odd)
+    place.run("UPDATE jobs SET state = 'Failed'")
+    groups = reports.groups(desk).groups
+    assert sorted(group.error for group in groups) == [
+        *("A b at x", "crashed", "interrupted", "lost", "not by us", "timed out")
+    ]
+    for group in groups:
+        assert len(fit(desk, state="failed", error=group.error)) == group.count == 1
+        chosen = reports.keys(desk, reports.select(desk, state="failed", error=group.error))
+        assert steer.requeue(desk, chosen, "ada").changed == 1
+    assert reports.groups(desk).groups == ()
     json.dumps(found.as_json())
 
 

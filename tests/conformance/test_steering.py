@@ -6,7 +6,7 @@ import pytest
 
 from conformance.places import Events, Place, claim, failed, finish, only, ready, run_once, start
 from nih_sched import reports, steer
-from nih_sched.errors import CantCancel, ChunkRefused, NoSuchSource, UsageError
+from nih_sched.errors import CantCancel, ChunkRefused, NoSuchRow, NoSuchSource, UsageError
 from nih_sched.model import Outcome
 from nih_sched.store import Attempts, Claims, Looks, Retries
 from nih_sched.store.pauses import Pauses
@@ -160,11 +160,29 @@ def test_a_cancelled_word_that_is_also_that_of_a_row_on_its_way_cancels_none(pla
 @only("sqlite")
 def test_keys_are_read_as_they_are_shown(place: Place) -> None:
     place.jobs(create="CREATE TABLE jobs (a integer, b varchar(20), state varchar(20), PRIMARY KEY (a, b))")
-    rows = place.desk().rows
-    assert parse_key(rows, "7,x y") == (7, "x y")
+    desk = place.desk()
+    assert parse_key(desk, "7,x y") == (7, "x y")
     for wrong in ("7", "x,y", "1,2,3"):
         with pytest.raises(UsageError, match=r"is no key of main.jobs"):
-            parse_key(rows, wrong)
+            parse_key(desk, wrong)
+
+
+@pytest.mark.parametrize("kind", ["smallint", "integer", "bigint", "varchar(50)"])
+def test_a_key_beyond_its_column_is_of_no_row(place: Place, kind: str) -> None:
+    place.jobs(create=f"CREATE TABLE jobs (id {kind} PRIMARY KEY, state varchar(20))")
+    desk = place.desk()
+    edges = [sign * (1 << bits) + beside for bits in (15, 31, 63, 64) for sign in (1, -1) for beside in (-1, 0, 1)]
+    for text in (*map(str, edges), "9" * 40, "-" + "9" * 40, "9" * 4000, "0"):
+        with pytest.raises(NoSuchRow, match="has no row with the key"):
+            reports.show(desk, parse_key(desk, text))
+        with pytest.raises(NoSuchRow):
+            reports.why(desk, parse_key(desk, text), None)
+    for text in ("a\0b", "a\ud800", "x" * 100_000, "", "'", "%", "\n"):
+        with pytest.raises(UsageError):  # no key at all, or of no row
+            reports.show(desk, parse_key(desk, text))
+    for word in ("a\0b", "a\ud800", "x" * 1000, "9" * 40):
+        with pytest.raises(UsageError, match="is no state"):
+            reports.select(desk, state=word)
 
 
 def test_sql_by_which_rows_are_chosen_can_change_nothing(place: Place) -> None:

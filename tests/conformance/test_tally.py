@@ -6,7 +6,7 @@ import os
 import re
 
 from conformance.places import Place, claim, run_once, start, together
-from nih_sched import telemetry
+from nih_sched import reports, telemetry
 from nih_sched.metrics import Counting, adding_up, count_here
 from nih_sched.metrics.counting import _Adding
 from nih_sched.metrics.exposition import exposition
@@ -29,6 +29,9 @@ def test_counts_grow_by_what_several_add_at_once(place: Place) -> None:
             Tally(desk).add({"done": 2, "failed": 1})  # type: ignore[arg-type]
 
     together(*(lambda desk=desk: add(desk) for desk in desks))  # type: ignore[misc]
+    hour = reports.hour(desks[0])
+    assert len(hour.minutes) == 60
+    assert [sum(getattr(one, name) for one in hour.minutes) for name in ("done", "failed")] == [120, 60]
     assert Tally(desks[0]).totals() == {desks[0].source.name: {"done": 120.0, "failed": 60.0}}
 
 

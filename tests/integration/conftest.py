@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Database
+from servers import Database, missing
 from sqlalchemy import Engine, text
 
 from nih_sched.dialects import connect
@@ -115,6 +117,19 @@ def mark():
 """
 
 
+CHROMIUM = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,1000",
+)
+
+
 @dataclass
 class Work:
     """A database with a table `work`, and a folder with a module `handlers`."""
@@ -183,6 +198,23 @@ def lite(sqlite_db: Database, redis_url: str, tmp_path: Path, monkeypatch: pytes
     made = make_work(sqlite_db, tmp_path / "app")
     yield made
     made.engine.dispose()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    """Debian's Chromium, without a window."""
+    from selenium import webdriver  # noqa: PLC0415 - slow to import, and for a few tests alone
+
+    binary, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not binary or not driver:
+        missing("CHROMIUM", "Type: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(binary)
+    for option in (*CHROMIUM, f"--user-data-dir={tmp_path / 'chromium'}"):
+        options.add_argument(option)
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(driver)))
+    yield made
+    made.quit()
 
 
 def stock_worker(source: str, *options: str) -> list[str]:

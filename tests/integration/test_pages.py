@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import flask
 import pytest
@@ -19,8 +22,10 @@ from werkzeug.test import Client, TestResponse
 
 from nih_sched import pages, web
 from nih_sched.ledger import Ledger
+from nih_sched.model import open_key
 from nih_sched.settings import load
 from nih_sched.store import Desk, open_desk
+from nih_sched.store.steering import Steering
 
 PASSWORD, TOKEN = "a påssword", "a-token"
 EVILS = (
@@ -32,6 +37,19 @@ EVILS = (
     "long" * 300,
     "\u202e\x1b[31mred",
 )
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
+# One value for each part of an address; a new part makes everywhere() fail, and so must be thought of here.
+SAMPLES = {
+    "instance_number": "0",
+    "queue_name": "jobs",
+    "registry_name": "failed",
+    "per_page": "8",
+    "order": "asc",
+    "page": "1",
+    "job_id": "failing",
+    "filename": "pages.js",
+    "key": "1",
+}
 HANDLER = """
 def evil(id, state, kind):
     print(kind)
@@ -40,6 +58,12 @@ def evil(id, state, kind):
 def fine(id):
     pass
 """
+
+
+ORIGINS = (
+    *("http://evil.example", "null", None, "", "http://localhost.evil.example", "http://[", "http://", "localhost"),
+    *("http://localhost, http://localhost", "http://localhost,null", "http://localhost/", "http://x@localhost"),
+)
 
 
 class Site:
@@ -68,7 +92,7 @@ class Site:
         return self.client.get(path, headers=login())
 
     def post(self, path: str, origin: str | None = "http://localhost", token: str | None = None, **form: str) -> int:
-        headers = login() | ({"Origin": origin} if origin else {})
+        headers = login() | ({} if origin is None else {"Origin": origin})
         form["token"] = token if token is not None else self.token()
         return self.client.post(path, headers=headers, data=form).status_code
 
@@ -137,6 +161,13 @@ def ours(site: Site) -> list[str]:
     return paths
 
 
+def everywhere(site: Site) -> list[str]:
+    """Every address there is, ours and rq-dashboard's, from the URL map."""
+    rules = [rule.rule for rule in site.app.url_map.iter_rules()]
+    assert len(rules) > 25
+    return [*(re.sub(r"<(?:\w+:)?(\w+)>", lambda part: SAMPLES[part[1]], rule) for rule in rules), "/nope", "/rq/nope"]
+
+
 def changes(site: Site) -> list[str]:
     rules = site.app.url_map.iter_rules()
     found = [rule.rule for rule in rules if rule.endpoint.startswith("pages.") and "POST" in (rule.methods or ())]
@@ -146,11 +177,11 @@ def changes(site: Site) -> list[str]:
 
 def test_nothing_of_a_row_becomes_markup(bad: Site) -> None:
     paths = ours(bad)
-    assert len(paths) == 5 + len(EVILS) + 1
+    assert len(paths) == 6 + len(EVILS) + 1
     for evil in EVILS:
         for name in ("state", "text", "error", "after", "done"):
             paths += [f"/rows?{name}={quote(evil, safe='')}", f"/failures?{name}={quote(evil, safe='')}"]
-        paths.append(f"/rows/{quote(evil, safe='')}")
+        paths += [f"/rows/{quote(evil, safe='')}", f"/row?key={quote(evil, safe='')}"]
     for path in paths:
         answer = bad.get(path)
         assert answer.status_code in (200, 400, 404), path
@@ -168,21 +199,30 @@ def test_nothing_of_a_row_becomes_markup(bad: Site) -> None:
 def test_a_change_needs_login_origin_and_token(bad: Site) -> None:
     before = bad.dump()
     for path in changes(bad):
-        for origin in ("http://evil.example", "null", None, "http://localhost.evil.example"):
+        for origin in ORIGINS:
             assert bad.post(path, origin=origin, key="1", error="x") == 403, (path, origin)
         for token in ("", "wrong", "ü"):
             assert bad.post(path, token=token, key="1", error="x") == 403, (path, token)
+        odd = (
+            {"HTTP_ORIGIN": "http://[", "HTTP_HOST": "["},
+            {"HTTP_ORIGIN": "null", "HTTP_HOST": ""},
+            {"HTTP_HOST": "é"},
+        )
+        for environ in odd:
+            form = {"key": "1", "token": bad.token()}
+            answer = bad.client.post(path, headers=login(), data=form, environ_overrides=environ)
+            assert answer.status_code in (400, 403), (path, environ)
         assert bad.client.post(path, headers={"Origin": "http://localhost"}, data={"key": "1"}).status_code == 401
         assert bad.client.get(path, headers=login()).status_code in (403, 404, 405)
     assert bad.dump() == before
 
 
 def test_looking_changes_nothing(bad: Site, redis_client: redis.Redis) -> None:
-    before, keys = bad.dump(), sorted(redis_client.keys())
+    before, keys = bad.dump(), {key: redis_client.dump(key) for key in redis_client.scan_iter()}
     for path in ours(bad):
         bad.get(path)
     assert bad.dump() == before
-    assert sorted(redis_client.keys()) == keys
+    assert {key: redis_client.dump(key) for key in redis_client.scan_iter()} == keys
 
 
 @pytest.mark.parametrize(
@@ -202,6 +242,30 @@ def test_who_gets_in_on_every_route(site: Site, header: str | None, status: int)
     for path in ("/", "/rows", "/failures", "/own/pages.css", "/rq/", "/nope"):
         answer = site.client.get(path, headers=headers)
         assert answer.status_code == (404 if path == "/nope" and status == 200 else status), path
+    for path in () if status == 200 else everywhere(site):
+        for method in METHODS:
+            answer = site.client.open(path, method=method, headers=headers, data={"token": site.token()})
+            is_open = path == "/healthz" and method in ("GET", "HEAD", "OPTIONS")
+            assert answer.status_code == (200 if is_open else 401), (method, path)
+
+
+def test_no_other_site_can_change_anything_anywhere(site: Site, redis_client: redis.Redis) -> None:
+    site.work.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
+    before, keys = site.dump(), {key: redis_client.dump(key) for key in redis_client.scan_iter()}
+    crossing = [{"Origin": origin} for origin in ORIGINS if origin is not None]
+    crossing += [
+        {},
+        {"Referer": "http://evil.example/"},
+        *({"Origin": "http://localhost", "Sec-Fetch-Site": one} for one in ("cross-site", "same-site", "none")),
+    ]
+    for path in everywhere(site):
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            for headers in crossing if method == "POST" else crossing[:1]:
+                form = {"token": site.token(), "key": "1", "error": "not by us", "reason": "x"}
+                answer = site.client.open(path, method=method, headers=login() | headers, data=form)
+                assert answer.status_code == 403, (method, path, headers)
+    assert site.dump() == before
+    assert {key: redis_client.dump(key) for key in redis_client.scan_iter()} == keys
 
 
 def test_read_only_changes_nothing_and_has_no_buttons(work_here: Work, redis_url: str) -> None:
@@ -222,7 +286,7 @@ def test_a_row_is_requeued_a_group_too_and_one_that_waits_is_cancelled(bad: Site
     assert "Failed for good" in bad.get("/rows/1").text
     assert bad.post("/requeue", key="1") == 303
     assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Pending",)]
-    assert "Requeued." in bad.get("/rows/1?done=Requeued.").text
+    assert "Requeued." in bad.get("/rows/1?done=requeued").text
     assert bad.post("/cancel", key="1") == 303
     assert bad.work.sql("SELECT state FROM work WHERE id = 1") == [("Cancelled",)]
     page = bad.get("/failures").text
@@ -231,6 +295,57 @@ def test_a_row_is_requeued_a_group_too_and_one_that_waits_is_cancelled(bad: Site
     assert "evil.py" in group[1]
     assert bad.post("/requeue-group", error=group[1]) == 303
     assert bad.work.states() == {"Pending": len(EVILS) - 1, "Cancelled": 1, "<b>Odd</b>": 1}
+
+
+def test_one_that_runs_is_cancelled_only_by_who_confirms(site: Site) -> None:
+    site.work.sql("INSERT INTO work VALUES (1, 'Started', 'x')")
+    desk, now = site.desk, datetime.now(UTC)
+    record = {"source": desk.source.name, "row_key": "[1]", "open_key": open_key(desk.rows.name, (1,)), "attempt": 1}
+    record |= {"failures": 0, "tries": 0, "claimed_at": now, "started_at": now, "worker": "w"}
+    with desk.engine.begin() as connection:
+        connection.execute(desk.ledger.attempts.insert(), record)
+    page = site.get("/rows/1").text
+    assert "running for" in page
+    assert page.count('action="/cancel') == page.count('name="running"') == 1
+    assert site.post("/cancel?key=1") == 303
+    assert site.work.states() == {"Started": 1}
+    assert "it runs by now" in site.get("/rows/1?done=runs").text
+    assert site.post("/cancel?key=1", running="1") == 303
+    assert site.work.states() == {"Cancelled": 1}
+
+
+def test_a_huge_group_is_requeued_press_by_press(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)"
+    site.work.sql(f"{number} INSERT INTO work SELECT i, 'Failed', 'x' FROM n")
+    monkeypatch.setattr("nih_sched.pages.blueprint.GROUP_SECONDS", 0.2)
+    real = Steering.requeue
+
+    def slowly(self: Steering, keys: Any) -> Any:
+        time.sleep(0.25)
+        return real(self, keys)
+
+    monkeypatch.setattr(Steering, "requeue", slowly)
+    for ready, said in (
+        (1000, "1,500 of the group are left"),
+        (2000, "500 of the group are left"),
+        (2500, "500 rows."),
+    ):
+        assert site.post("/requeue-group", error="not by us") == 303
+        assert site.work.states() == {"Pending": ready} | ({"Failed": 2500 - ready} if ready < 2500 else {})
+        assert said in site.get("/failures?done=group&count=500&error=not+by+us").text
+
+
+def test_what_a_page_says_is_ours(site: Site) -> None:
+    site.work.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
+    for path in ("/rows/1", "/row?key=1", "/failures", "/"):
+        for done in ("Call 555", "", "group", "Requeued.", "requeued'", "unchanged%00"):
+            for count in ("", "-1", "1e3", "9" * 40, "²", "Call 555"):
+                text = site.get(
+                    f"{path}{'&' if '?' in path else '?'}done={done}&count={quote(count)}&error=Call+555"
+                ).text
+                assert "555" not in text.partition("<main")[2].partition("data-url")[0]
+                assert 'role="status"' not in text
+    assert "Requeued 7 rows." in site.get("/failures?done=group&count=7").text
 
 
 def test_a_pause_by_a_button_holds_a_scheduler(site: Site) -> None:
@@ -260,6 +375,63 @@ def test_rows_are_found_page_by_page(site: Site) -> None:
     assert seen == list(range(1, 121, 2))
 
 
+def test_a_key_that_no_column_holds_is_of_no_row(site: Site) -> None:
+    for number in ("9" * 19, "9" * 40, "-" + "9" * 40, "9" * 4000):
+        for path in (f"/rows/{number}", f"/row?key={number}", f"/rows?after={number}"):
+            answer = site.get(path)
+            assert (answer.status_code, "has no row with the key" in answer.text) == (404, True), path
+        for path in ("/requeue", "/cancel"):
+            assert site.post(path, key=number) == 404
+    for key in ("9" * 5000, "x", "%00", "%ED%A0%80", "%FF", "a/b", "..", "%2e%2e", "%0A", "x" * 100_000, ""):
+        for path in (f"/rows/{key}", f"/row?key={key}", f"/rows?after={key}", f"/rows?state={key}"):
+            assert site.get(path).status_code < 500, path[:50]
+    assert site.get("/row").status_code == 400
+    env, cwd = site.work.env, site.work.folder
+    for command in (["why", "9" * 40], ["show", "--", "-" + "9" * 40]):
+        run = scheduler(*command, env=env, cwd=cwd)
+        assert (run.returncode, "has no row with the key" in run.stderr) == (2, True), run.stderr
+
+
+def test_every_text_can_be_a_key(lite: Work, redis_url: str) -> None:
+    odd = ["", " ", ".", "..", "/", "//", "/x", "x/", "a//b", "a/../b", "a/./b", "%", "%2F", "%00", "?", "#", "?a=b#c"]
+    odd += [
+        "a\nb",
+        "\n",
+        "\r\n",
+        "\t",
+        "a\0b",
+        "\\",
+        "..\\x",
+        "ä€😀",
+        "\u202e",
+        "a,b",
+        "javascript:x",
+        "<b>",
+        "'\"&",
+        "+",
+    ]
+    odd += ["x" * 10_000, "row", "own/pages.css", "\ufeff", "\u2028"]
+    lite.sql("DROP TABLE work")
+    lite.sql("CREATE TABLE work (id VARCHAR(20000) PRIMARY KEY, state VARCHAR(20))")
+    for key in odd:
+        lite.sql("INSERT INTO work VALUES (:id, 'Failed')", id=key)
+    site = Site(lite, redis_url)
+    links = [unescape(one) for one in re.findall(r'<td><a href="(/row[^"]+)"', site.get("/rows").text)]
+    assert len(links) == len(set(links)) == len(odd)
+    for link in links:
+        seen = urljoin("http://localhost/rows", link).removeprefix("http://localhost")  # as a browser takes it
+        page = site.get(seen)
+        assert page.status_code == 200, link
+        action = re.search(r'action="(/requeue[^"]*)"', page.text)
+        assert action is not None
+        assert site.post(unescape(action[1])) == 303
+    assert lite.states() == {"Pending": len(odd)}
+    assert len(re.findall(r'href="/row', site.get("/failures").text)) == 1  # the heading's: none is left
+    lite.sql("INSERT INTO work VALUES (CAST(X'FF' AS TEXT), 'Failed')")  # SQLite takes it, and can't give it back
+    assert [site.get(path).status_code for path in ("/rows", "/failures", "/rows/%FF")] == [400, 400, 404]
+    site.desk.close()
+
+
 def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     lite.sql("DROP TABLE work")
     lite.sql("CREATE TABLE work (a VARCHAR(50), b INTEGER, state VARCHAR(20), PRIMARY KEY (a, b))")
@@ -271,6 +443,31 @@ def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     for link in links:
         assert site.get(link.replace("&amp;", "&")).status_code == 200, link
     site.desk.close()
+
+
+def test_the_chart_tells_the_whole_hour(site: Site) -> None:
+    now = int(time.time()) // 60
+    counts = {
+        58: {"done": 5000, "wait_le_1": 3, "wait_le_5": 1, "wait_sum": 8},
+        30: {"failed": 7000},
+        61: {"done": 9e6},
+    }
+    for back, names in counts.items():
+        for name, value in names.items():
+            site.work.sql(
+                "INSERT INTO nih_sched_counts VALUES (:source, :minute, :name, :value)",
+                source=site.desk.source.name,
+                minute=now - back,
+                name=name,
+                value=value,
+            )
+    page = site.get("/").text
+    assert "at most 7,000 a minute" in page
+    assert re.findall(r"<td>5,000</td><td>0</td><td>2.0 s</td>", page)
+    assert "<td>0</td><td>7,000</td><td></td>" in page
+    assert "9,000,000" not in page
+    assert page.count('<rect class="done"') == 60
+    assert page.count('<polyline class="waits"') == 1
 
 
 def test_metrics_and_readiness_tell_what_is(site: Site) -> None:

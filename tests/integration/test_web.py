@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import os
 import pickle
 import pty
@@ -38,6 +39,7 @@ from werkzeug.test import TestResponse
 
 from nih_sched import web
 from nih_sched.errors import UsageError
+from nih_sched.web import looking
 
 PASSWORD = "the dashboard's påssword"
 REDIS_PASSWORD = "hunter2redis"
@@ -80,7 +82,8 @@ class Server:
         self.path.unlink(missing_ok=True)
 
     def contents(self) -> dict[bytes, Any]:
-        return {key: self.client.dump(key) for key in self.client.scan_iter()}
+        """All there is, and which keys are to vanish some day."""
+        return {key: (self.client.dump(key), self.client.ttl(key) > 0) for key in self.client.scan_iter()}
 
 
 def until(condition: Callable[[], Any], seconds: float = 10) -> None:
@@ -148,6 +151,43 @@ def get(app: flask.Flask) -> Callable[[str], TestResponse]:
     return lambda path: app.test_client().get(path, headers=login())
 
 
+def leave_behind(server: Server) -> None:
+    """What RQ would put right while it lists: jobs that are gone, a dead worker, executions that are over."""
+    client, past = server.client, time.time() - 100
+    client.rpush("rq:queue:jobs", "vanished")
+    for registry in ("finished", "failed", "deferred", "scheduled", "canceled"):
+        client.zadd(f"rq:{registry}:jobs", {"vanished": past})
+    client.sadd("rq:queues", "rq:queue:gone")
+    client.rpush("rq:queue:jobs", "no id of a job")
+    for key in ("rq:workers", "rq:workers:jobs"):
+        client.sadd(key, "rq:worker:dead", "rq:worker:busy")
+    client.hset("rq:worker:busy", mapping={"queues": "jobs", "state": "busy", "current_job": "vanished"})
+    queue(server).enqueue("time.sleep", 0, job_id="abandoned").set_status(JobStatus.STARTED)
+    client.zadd("rq:wip:jobs", {"abandoned:1": past, "vanished:2": past})
+    client.zadd("rq:executions:abandoned", {"1": past})
+    client.hset("rq:execution:abandoned:1", mapping={"id": "1", "job_id": "abandoned", "created_at": past})
+    Result.create_failure(Job.fetch("abandoned", client, JSONSerializer), 0, exc_string="over")
+    client.set("rq:clean_registries:jobs", "1", ex=3600)
+
+
+def every_look(app: flask.Flask) -> list[str]:
+    """Every address of rq-dashboard, with each queue, registry, order and job that there is."""
+    samples: dict[str, list[str]] = {name: [value] for name, value in SAMPLES.items()}
+    samples["queue_name"] = ["jobs", "gone", "nope"]
+    samples["registry_name"] = ["queued", "scheduled", "deferred", "started", "finished", "failed", "canceled"]
+    samples["order"] = ["asc", "dsc"]
+    samples["job_id"] = ["queued", "later", "failing", "child", "abandoned", "vanished"]
+    found = []
+    for rule in app.url_map.iter_rules():
+        names = sorted(rule.arguments)
+        for values in itertools.product(*(samples[name] for name in names)):
+            path = rule.rule
+            for name, value in zip(names, values, strict=True):
+                path = re.sub(f"<(?:\\w+:)?{name}>", value, path)
+            found.append(path)
+    return found
+
+
 def routes(app: flask.Flask) -> list[str]:
     return [re.sub(r"<(?:\w+:)?(\w+)>", lambda part: SAMPLES[part[1]], rule.rule) for rule in app.url_map.iter_rules()]
 
@@ -193,6 +233,13 @@ def test_a_wrong_login_is_refused(app: flask.Flask, header: str) -> None:
     answer = app.test_client().get("/rq/", headers={"Authorization": header})
     assert answer.status_code == 401
     assert "jobs" not in answer.text
+
+
+def test_an_odd_login_is_refused(app: flask.Flask) -> None:
+    for header in ("Basic \xff\xfe", "Basic é", "Bearer é", "Bearer €", "Bearer \udc80", "\0", "é €"):
+        for path in routes(app):
+            answer = app.test_client().get(path, environ_overrides={"HTTP_AUTHORIZATION": header})
+            assert answer.status_code == (200 if path == "/healthz" else 401), (path, header)
 
 
 def test_any_user_name_goes_with_the_password(app: flask.Flask) -> None:
@@ -249,6 +296,31 @@ def test_looking_changes_nothing_in_redis(server: Server, app: flask.Flask) -> N
     assert server.contents() == before
 
 
+def test_looking_puts_nothing_right_in_redis(server: Server, app: flask.Flask) -> None:
+    leave_behind(server)
+    before = server.contents()
+    paths = every_look(app)
+    assert len(paths) > 150
+    for path in paths:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            answer = app.test_client().open(path, method=method, headers=login())
+            assert answer.status_code < 500, (path, answer.text)
+    after = server.contents()
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == set()
+
+
+def test_a_client_that_only_looks_sends_nothing_else(server: Server) -> None:
+    client = looking.Looking(connection_pool=server.client.connection_pool)
+    before = server.contents()
+    assert client.delete("rq:queues") == client.zadd("rq:failed:jobs", {"x": 1}) == client.eval("return 1", 0) == 0
+    with client.pipeline() as together:
+        together.watch("rq:queues")
+        together.multi()
+        together.set("x", 1).scard("rq:queues").xadd("x", {"a": 1}).llen("rq:queue:jobs")
+        assert together.execute() == [0, 2, 0, 1]
+    assert server.contents() == before
+
+
 # What is shown
 
 
@@ -285,6 +357,12 @@ def test_each_registry_lists_its_jobs(
 ) -> None:
     listed = get(f"/rq/0/data/jobs/jobs/{registry}/8/{order}/1.json").json["jobs"]
     assert [job["id"] for job in listed] == ids
+
+
+def test_an_odd_entry_hides_no_other_job(server: Server, get: Callable[[str], TestResponse]) -> None:
+    server.client.lpush("rq:queue:jobs", f"no id of a job {IMAGE}")
+    listed = get("/rq/0/data/jobs/jobs/queued/8/asc/1.json").json["jobs"]
+    assert [job["id"] for job in listed] == ["queued"]
 
 
 def test_a_failed_job_shows_its_traceback(get: Callable[[str], TestResponse]) -> None:
@@ -345,6 +423,13 @@ def busy(server: Server) -> Iterator[Job]:
         for horse in horses:
             horse.kill()
         worker.wait()
+
+
+def test_looking_at_workers_leaves_our_patience_as_it_is(server: Server, app: Any) -> None:
+    server.client.sadd("rq:workers", "rq:worker:w")
+    server.client.hset("rq:worker:w", mapping={"queues": "jobs", "state": "idle"})
+    assert len(app.test_client().get("/rq/0/data/workers.json", headers=login()).json["workers"]) == 1
+    assert app.redis_conn.connection_pool.connection_kwargs["socket_timeout"] == 2
 
 
 def test_a_busy_worker_is_shown(busy: Job, get: Callable[[str], TestResponse]) -> None:
@@ -634,6 +719,10 @@ def test_a_signal_ends_it_well(server: Server, number: int) -> None:
     assert b"Server:" not in answer
     request = urllib.request.Request(f"http://127.0.0.1:{port}/rq/0/data/queues.json", headers=login())
     assert b"orders" in urllib.request.urlopen(request).read()
+    for odd in (b"Basic \xff\xfe", b"Bearer \xed\xa0\x80", b"Basic", b"\xc3\xa9"):
+        with socket.create_connection(("127.0.0.1", port)) as other:
+            other.sendall(b"GET /rq/ HTTP/1.1\r\nHost: x\r\nAuthorization: " + odd + b"\r\n\r\n")
+            assert other.recv(65536).startswith(b"HTTP/1.1 401 "), odd
     big = urllib.request.Request(f"http://127.0.0.1:{port}/", data=b"x" * 100_000)
     with pytest.raises(urllib.error.HTTPError, match="413"):
         urllib.request.urlopen(big)
