@@ -75,7 +75,7 @@ class Producer:
         self.looks = Looks(desk)
         self._left = settings.max_rows
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
-        self._began = self.looks.now()
+        self._began, self._first = self.looks.now(), self.looks.first_to_end()
         self._hears_redis = False
         self._counts_down = settings.burst or settings.max_rows is not None
         self._has_room = False  # whether the last tick left any
@@ -165,7 +165,7 @@ class Producer:
 
     def ended(self) -> dict[str, int]:
         """How many claims ended since this producer began, by outcome; under --max-rows only its own."""
-        return self.looks.ended_since(self._began, self.name if self._left is not None else None)
+        return self.looks.ended_since(self._began, self.name if self._left is not None else None, self._first)
 
     def stop(self) -> None:
         """Give back what was claimed and not begun, and take its jobs out of the queue."""

@@ -16,6 +16,8 @@ from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
 from nih_sched.store.retries import seconds_between, sent, waiting
 
+MOST_OPEN = 100_000  # open claims that are looked at
+UNSEEN = 100_000  # ids that may have been given out in transactions which haven't committed yet
 FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
 
 
@@ -88,12 +90,31 @@ class Looks:
             query = query.where(c.claimed_by == producer)
         return int(self._desk.read(lambda connection: connection.execute(query).scalar_one()))
 
-    def ended_since(self, since: datetime, producer: str | None = None) -> dict[str, int]:
-        """How many claims of this source (and of one producer) have ended since an instant, by outcome."""
+    def first_to_end(self) -> int:
+        """A claim id below which none will end from now on."""
+        c = self._attempts.c
+        # In the index's order, so that it is used; see Retries.carriers.
+        open_ones = select(c.id).where(c.open_key > "").order_by(c.open_key).limit(MOST_OPEN).subquery()
+        newest = select(func.max(c.id)).scalar_subquery()
+        query = select(func.min(open_ones.c.id), func.count(), newest).select_from(open_ones)
+        least, amount, last = self._desk.read(lambda connection: connection.execute(query).one())
+        if amount == MOST_OPEN or last is None:
+            return 0
+        beyond = max(0, int(last) - UNSEEN)
+        return beyond if least is None else min(int(least), beyond)
+
+    def ended_since(self, since: datetime, producer: str | None = None, first: int = 0) -> dict[str, int]:
+        """How many claims of this source have ended since an instant, by outcome.
+
+        Args:
+            since: the instant, by the database's clock.
+            producer: only those that this one opened.
+            first: the id from which on they are looked for, as first_to_end() said then; 0: all of the ledger.
+        """
         c = self._attempts.c
         query = (
             select(c.outcome, func.count())
-            .where(c.source == self._desk.source.name, c.of_claim.is_(None), c.finished_at >= since)
+            .where(c.source == self._desk.source.name, c.of_claim.is_(None), c.finished_at >= since, c.id >= first)
             .group_by(c.outcome)
         )
         if producer is not None:

@@ -17,6 +17,29 @@ from nih_sched.store import Attempts, Looks
 from nih_sched.store.running import running
 
 
+def test_what_ends_from_now_on_is_found_without_reading_what_had_ended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs(*["Pending"] * 4)
+    desk = place.desk()
+    assert Looks(desk).first_to_end() == 0
+    monkeypatch.setattr("nih_sched.store.looks.UNSEEN", 0)
+    old, late, *others = claim(desk)
+    start(desk, old, late, *others)
+    finish(desk, old)
+    looks = Looks(desk)
+    before, first = looks.now(), looks.first_to_end()
+    assert first == late.id
+    for one in (late, *others):
+        finish(desk, one)
+    assert looks.ended_since(before, first=first) == looks.ended_since(before) == {"done": 3}
+    assert looks.first_to_end() == others[-1].id
+    monkeypatch.setattr("nih_sched.store.looks.MOST_OPEN", 1)
+    place.set(1, "Pending")
+    claim(desk)
+    assert looks.first_to_end() == 0  # too many are open to be looked at
+
+
 def test_done_is_written_to_row_and_ledger(place: Place) -> None:
     place.jobs("Pending")
     desk = place.desk()
