@@ -14,9 +14,9 @@ from redis.retry import Retry
 from nih_sched import embedded, ledger
 from nih_sched.dialects.connect import identity
 from nih_sched.errors import BadSetting
+from nih_sched.line import channel
 from nih_sched.settings import Settings, load
 from nih_sched.store import open_desk
-from nih_sched.wake import channel
 
 PATIENCE = 1.0  # seconds: whoever rings has something else to do
 

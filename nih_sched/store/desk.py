@@ -156,7 +156,7 @@ def open_desk(settings: Settings, *, create_ledger: bool = True) -> Desk:
 def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -> Desk:
     """open_desk on an engine that is there already."""
     rows = table.reflect(engine, settings, address(engine.url))
-    own = ledger.tables(settings.ledger_schema)
+    own = ledger.tables(settings.ledger_schema, engine.dialect.name)
     if create_ledger and ledger.ensure(engine, own):
         telemetry.emit("ledger_created", address=address(engine.url))
     known = create_ledger or ledger.check_made(engine, own)
