@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nih_sched import embedded, ledger, reports
+from nih_sched import embedded, reports
 from nih_sched.cli.options import LOOK, TABLE, settings_options
 from nih_sched.dialects import address
 from nih_sched.dialects.connect import identity
@@ -37,7 +37,7 @@ def looking(settings: Settings) -> Iterator[Desk]:
     """
     desk = open_desk(settings, create_ledger=False)
     try:
-        if not ledger.exists(desk.engine, desk.ledger, of=desk.ledger.attempts):
+        if not desk.is_made:
             raise UsageError(
                 reason=f"There are no tables nih_sched_* in {address(desk.engine.url)}. Type: scheduler init"
             )
