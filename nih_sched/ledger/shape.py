@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     SmallInteger,
     String,
     Table,
@@ -26,6 +27,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
+
+from nih_sched.dialects import Dialect
 
 _ID = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself there
 _MYSQL = ("mysql", "mariadb")
@@ -66,18 +69,20 @@ def _prefix(element: _KeyStart, compiler: SQLCompiler, **options: Any) -> str:
 
 def of_row(attempts: Table, row_key: str) -> ColumnElement[bool]:
     """The records of one row, found by the index on them."""
-    return (_start_of(attempts) == row_key[:KEY_START]) & (attempts.c.row_key == row_key)
+    found: ColumnElement[bool] = _start_of(attempts.c.row_key) == row_key[:KEY_START]
+    return found & (attempts.c.row_key == row_key)
 
 
-def of_rows(attempts: Table, row_keys: Sequence[str]) -> ColumnElement[bool]:
-    """The records of several rows, found likewise."""
-    starts = dict.fromkeys(row_key[:KEY_START] for row_key in row_keys)
-    return _start_of(attempts).in_(list(starts)) & attempts.c.row_key.in_(row_keys)
+def of_rows(dialect: Dialect, attempts: Table, facts: Sequence[Any], row_keys: Sequence[str]) -> Select[Any]:
+    """Select from the records of several rows, found likewise; on PostgreSQL the newest 2000 of each."""
+    return dialect.select_each(facts, attempts.c.id, attempts.c.row_key, _start_of, row_keys)
 
 
-def _start_of(attempts: Table) -> ColumnElement[str]:
+def _start_of(row_key: Any) -> Any:
+    if isinstance(row_key, str):
+        return row_key[:KEY_START]
     # As PostgreSQL's index has it, with its numbers as they stand there.
-    return func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
+    return func.substr(row_key, literal_column("1"), literal_column(str(KEY_START)))
 
 
 @dataclass(frozen=True)
