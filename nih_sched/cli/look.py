@@ -75,6 +75,8 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
     if watch:  # an exception raised while SQLite asks us whether to go on would be taken for that answer
         signal.signal(signal.SIGINT, lambda number, frame: stopped.set())
     with looking(settings) as desk:
+        if not as_json:
+            threading.Thread(target=_import_rich, daemon=True).start()  # while the database counts
         while True:
             found = reports.status(desk, redis_url_of(settings), created=settings.created_column)
             if watch and not as_json:
@@ -87,6 +89,11 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
                 return
             if stopped.wait(EVERY):
                 raise KeyboardInterrupt
+
+
+def _import_rich() -> None:
+    import rich.console  # noqa: PLC0415 - slow to import, and for this command alone
+    import rich.table  # noqa: F401, PLC0415
 
 
 def _print_status(desk: Desk, found: reports.Status) -> None:

@@ -49,6 +49,7 @@ class Dialect:
     """One database's ways. The default methods are right for a standard one."""
 
     name = ""
+    sorts_quicker = False  # whether it finds rare rows sooner by reading the whole table, than in their keys' order
     writes_in_ctes = False  # whether a WITH may write
     returns_updates = False  # whether an UPDATE can return what it wrote, and begin(hardly=True) gives up at once
 

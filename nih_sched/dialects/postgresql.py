@@ -91,6 +91,7 @@ class PostgreSQL(Dialect):
     name = "postgresql"
     returns_updates = True
     writes_in_ctes = True
+    sorts_quicker = True  # several processes read it together
 
     def engine(self, url: URL) -> Engine:
         """One connection for a process. It isn't tested before use, in a round trip: who uses it begins anew.
