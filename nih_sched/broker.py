@@ -13,11 +13,6 @@ from enum import Enum, auto
 from typing import Any, TypeVar
 
 from redis import Redis
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry as ConnectionRetry
 from rq import Queue, Retry, get_current_job
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
@@ -25,10 +20,11 @@ from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker_registration import get_keys
 
-from nih_sched.errors import BadSetting, UnreachableRedis
+from nih_sched.line import OUTAGES, address, client, connect, server_facts, why
 from nih_sched.model import Claim, Source
 
-__all__ = ["Queue"]  # for those who may not import rq; and all that stands below
+# For those who may not import rq, and of the line to Redis; and all that stands below.
+__all__ = ["OUTAGES", "Queue", "address", "client", "connect", "server_facts", "why"]
 
 T = TypeVar("T")
 
@@ -37,8 +33,6 @@ FUNCTION = "nih_sched.runner.run"
 RESULT_TTL = 500  # seconds for which rq-dashboard shows a finished job
 FAILURE_TTL = 30 * 86400  # seconds for which it shows a failed one; the ledger keeps the truth longer
 RQ_SLACK = 3600  # seconds by which RQ's timeout comes after ours: an outcome may have to wait for the database
-SCHEMES = ("redis://", "rediss://", "unix://")
-OUTAGES = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)  # all of them pass
 
 
 @dataclass(frozen=True)
@@ -74,62 +68,6 @@ def jobs_for(source: Source, claims: Iterable[Claim]) -> list[Send]:
 def new_rq_id() -> str:
     """A fresh token for one send, so that a leftover job is never in the way."""
     return secrets.token_hex(10)
-
-
-def connect(url: str) -> Redis:
-    """A Redis connection that has answered once.
-
-    Raises:
-        BadSetting: not a Redis address. UnreachableRedis: with the address, without its password.
-    """
-    connection = client(url)
-    try:
-        connection.ping()
-    except RedisError as error:
-        raise UnreachableRedis(address=address(url), reason=why(error)) from error
-    return connection
-
-
-def client(url: str, patience: float | None = None) -> Redis:
-    """A Redis connection that hasn't been tried yet.
-
-    Args:
-        url: the address.
-        patience: seconds for an answer, for those who only look; by default what a scheduler has.
-    """
-    if not url.startswith(SCHEMES):
-        raise BadSetting(
-            name="--redis-url", value="…", origin="not shown", expected=f"an URL with {', '.join(SCHEMES)}"
-        )
-    tcp: dict[str, Any] = {} if url.startswith("unix://") else {"socket_keepalive": True}
-    try:
-        return Redis.from_url(
-            url,
-            socket_connect_timeout=patience or 5,
-            socket_timeout=patience or 10,  # a server that is frozen must not keep us from stopping
-            **tcp,
-            health_check_interval=30,
-            retry=ConnectionRetry(ExponentialBackoff(cap=0.5, base=0.05), 0 if patience else 2),
-        )
-    except ValueError:
-        # The error's text may quote a piece of the password.
-        raise BadSetting(
-            name="--redis-url", value="…", origin="not shown", expected="a Redis URL such as redis://host:6379/0"
-        ) from None
-
-
-def why(error: RedisError) -> str:
-    """What a person may be told of an error of Redis."""
-    # What a server says may quote what it was sent, AUTH's arguments too; what a socket says doesn't.
-    if isinstance(error, OUTAGES) and not isinstance(error, AuthenticationError):
-        return str(error)
-    return f"it answered with {type(error).__name__}"
-
-
-def address(url: str) -> str:
-    """A Redis address that may be shown: without user, password and query."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def queue_of(connection: Redis, source: str) -> Queue:
@@ -194,20 +132,6 @@ def queued_ids(queue: Queue) -> set[str]:
 def worker_count(queue: Queue) -> int:
     """How many RQ workers, ours or stock ones, serve the queue."""
     return len(get_keys(queue=queue))
-
-
-def server_facts(connection: Redis) -> dict[str, Any]:
-    """What the server says of its version, memory and persistence; of a managed one, as far as it does."""
-    facts: dict[str, Any] = {}
-    for section in ("server", "memory", "persistence"):
-        with contextlib.suppress(ResponseError):
-            facts |= connection.info(section)
-    return facts
-
-
-def worker_names(queue: Queue) -> list[str]:
-    """The names of the RQ workers, ours or stock ones, that serve the queue."""
-    return sorted(str(key).rpartition("rq:worker:")[2] for key in get_keys(queue=queue))
 
 
 def promote(queue: Queue, rq_id: str) -> bool:

@@ -11,12 +11,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from nih_sched import embedded, ledger
+from nih_sched import embedded
 from nih_sched.dialects.connect import identity
 from nih_sched.errors import BadSetting
+from nih_sched.line import channel
 from nih_sched.settings import Settings, load
 from nih_sched.store import open_desk
-from nih_sched.wake import channel
 
 PATIENCE = 1.0  # seconds: whoever rings has something else to do
 
@@ -56,7 +56,7 @@ def _name(settings: Settings) -> str | None:
     if facts not in _names:
         desk = open_desk(settings, create_ledger=False)
         try:
-            if not ledger.check_made(desk.engine, desk.ledger):
+            if not desk.is_made:
                 return None  # no scheduler has been here yet
             _names[facts] = desk.source.name
         finally:

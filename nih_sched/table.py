@@ -12,10 +12,13 @@ from sqlalchemy import (
     Connection,
     Engine,
     Enum,
+    FetchedValue,
     Float,
+    Inspector,
     Integer,
     MetaData,
     Numeric,
+    PrimaryKeyConstraint,
     String,
     Table,
     and_,
@@ -100,13 +103,13 @@ def features(settings: Settings) -> tuple[Feature, ...]:
     )
 
 
-def find_table(bind: Engine | Connection, name: str, address: str = "the database") -> tuple[str, Table]:
+def find_table(bind: Engine | Connection | Inspector, name: str, address: str = "the database") -> tuple[str, Table]:
     """Reflect `table` or `schema.table`; return its full name as well.
 
     Raises:
         NoSuchTable: with the names that look alike. NotATable: it is a view.
     """
-    inspector = inspect(bind)
+    inspector = bind if isinstance(bind, Inspector) else inspect(bind)
     schema, table_name = _split(inspector, name)
     try:
         names = inspector.get_table_names(schema=schema)
@@ -125,12 +128,25 @@ def find_table(bind: Engine | Connection, name: str, address: str = "the databas
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SAWarning)  # types that SQLAlchemy doesn't know pass through as they are
         try:
-            table = Table(table_name, MetaData(), schema=schema, autoload_with=bind, resolve_fks=False)
+            table = _reflected(inspector, table_name, schema)
         except NoSuchTableError:
             raise NoSuchTable(table=name, address=address, hint="") from None
     for column in table.columns:
         column.type = getattr(column.type, "data_type", column.type)  # a domain is handled as what it stands on
     return f"{schema or inspector.default_schema_name or 'main'}.{table_name}", table
+
+
+def _reflected(inspector: Inspector, name: str, schema: str | None) -> Table:
+    # Its columns and key alone: to read indexes, references and checks takes longer than all else that a look does.
+    found = inspector.get_columns(name, schema=schema)
+    key = inspector.get_pk_constraint(name, schema=schema)["constrained_columns"]
+    return Table(name, MetaData(), *map(_column, found), PrimaryKeyConstraint(*key), schema=schema)
+
+
+def _column(facts: Any) -> Column[Any]:
+    known = {name: facts[name] for name in ("nullable", "autoincrement", "quote") if name in facts}
+    makes_its_own = any(facts.get(name) is not None for name in ("default", "computed", "identity"))
+    return Column(facts["name"], facts["type"], *([FetchedValue()] if makes_its_own else []), **known)
 
 
 def _split(inspector: Any, name: str) -> tuple[str | None, str]:
@@ -141,7 +157,7 @@ def _split(inspector: Any, name: str) -> tuple[str | None, str]:
     return None, name
 
 
-def reflect(bind: Engine | Connection, settings: Settings, address: str = "the database") -> RowTable:
+def reflect(bind: Engine | Connection | Inspector, settings: Settings, address: str = "the database") -> RowTable:
     """The table that the settings name, checked: columns, key and state words.
 
     Raises:

@@ -14,13 +14,9 @@ from redis.exceptions import RedisError
 
 from nih_sched import clock
 from nih_sched.dialects.watch import Watch
+from nih_sched.line import channel
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds until a lost doorbell is hung again
-
-
-def channel(source: str) -> str:
-    """The Redis channel on which `PUBLISH channel 1`, by anybody, has the producers of a source look at once."""
-    return f"nih_sched:bell:{source}"
 
 
 class Sign(Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -41,6 +42,11 @@ COMMANDS = {
     "worker": ("run", "worker_"),
 }
 
+LASTING = ("dashboard", "producer", "run", "worker")
+GARBAGE = gc.get_threshold()
+# What is imported is no garbage: to look for some in it, again and again, takes a quarter of a short command.
+RARELY = 200_000  # objects until it is looked for
+
 
 class Scheduler(click.Group):
     """A group for which `scheduler OPTIONS` is `scheduler run OPTIONS`."""
@@ -53,6 +59,8 @@ class Scheduler(click.Group):
         """The command of this name."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in LASTING:
+            gc.set_threshold(*GARBAGE)
         module, function = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         return command
@@ -108,6 +116,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error, never a traceback."""
+    gc.set_threshold(RARELY)
     # A connection that is lost while it is given back is no news: whoever needed it says so.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
@@ -135,6 +144,7 @@ def main() -> None:
             raise
         click.echo(f"Error: The database answered: {reason(error)}", err=True)
         code = 2
+    gc.freeze()  # nor is it looked for at the end
     sys.exit(code if isinstance(code, int) else 0)
 
 

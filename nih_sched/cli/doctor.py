@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
-from redis import Redis
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import broker, doctor, telemetry
+from nih_sched import doctor, telemetry
 from nih_sched.cli.look import looking, redis_url_of
 from nih_sched.cli.options import COMMON, settings_options
 from nih_sched.dialects import address
@@ -17,6 +17,9 @@ from nih_sched.dialects.base import reason
 from nih_sched.doctor import Finding, Visit
 from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase, UnreachableRedis
 from nih_sched.settings import Settings
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 
 @click.command("doctor")
@@ -75,8 +78,10 @@ def _redis(settings: Settings) -> tuple[Redis | None, Sequence[Finding]]:
     url = redis_url_of(settings)
     if url is None:
         return None, []
+    from nih_sched import line  # noqa: PLC0415 - slow to import
+
     try:
-        return broker.connect(url), []
+        return line.connect(url), []
     except UnreachableRedis as error:
         why = "Nothing is claimed while Redis is away. What was claimed is sent again when it is back."
         return None, [Finding("redis", str(error), why, "Start Redis, or set --redis-url.")]

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nih_sched import embedded, ledger, reports
+from nih_sched import embedded, reports
 from nih_sched.cli.options import LOOK, TABLE, settings_options
 from nih_sched.dialects import address
 from nih_sched.dialects.connect import identity
@@ -37,7 +37,7 @@ def looking(settings: Settings) -> Iterator[Desk]:
     """
     desk = open_desk(settings, create_ledger=False)
     try:
-        if not ledger.exists(desk.engine, desk.ledger, of=desk.ledger.attempts):
+        if not desk.is_made:
             raise UsageError(
                 reason=f"There are no tables nih_sched_* in {address(desk.engine.url)}. Type: scheduler init"
             )
@@ -75,6 +75,8 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
     if watch:  # an exception raised while SQLite asks us whether to go on would be taken for that answer
         signal.signal(signal.SIGINT, lambda number, frame: stopped.set())
     with looking(settings) as desk:
+        if not as_json:
+            threading.Thread(target=_import_rich, daemon=True).start()  # while the database counts
         while True:
             found = reports.status(desk, redis_url_of(settings), created=settings.created_column)
             if watch and not as_json:
@@ -87,6 +89,11 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
                 return
             if stopped.wait(EVERY):
                 raise KeyboardInterrupt
+
+
+def _import_rich() -> None:
+    import rich.console  # noqa: PLC0415 - slow to import, and for this command alone
+    import rich.table  # noqa: F401, PLC0415
 
 
 def _print_status(desk: Desk, found: reports.Status) -> None:

@@ -6,17 +6,20 @@ import contextlib
 import getpass
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import click
-from redis import Redis
 
-from nih_sched import broker, steer
+from nih_sched import steer
 from nih_sched.cli import listen
 from nih_sched.cli.look import redis_url_of
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.errors import UnreachableRedis
 from nih_sched.settings import Settings
 from nih_sched.store import open_desk
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 STEER = (*TABLE, "redis_url", "log_format", "quiet")
 _source = click.option("--source", metavar="NAME", help="Another source's name, or all.  [default: the settings' own]")
@@ -59,6 +62,10 @@ def who() -> str:
 def redis_of(settings: Settings) -> Redis | None:
     """The scheduler's Redis, as far as it can be reached: what is told there is a help, not needed."""
     url = redis_url_of(settings)
+    if url is None:
+        return None
+    from nih_sched import line  # noqa: PLC0415 - slow to import
+
     with contextlib.suppress(UnreachableRedis):
-        return broker.connect(url) if url else None
+        return line.connect(url)
     return None

@@ -26,7 +26,7 @@ from nih_sched.table import RowTable, find_table, reflect
 def init(settings: Settings, with_sample: bool, print_sql: bool, create_index: bool, notify: bool) -> None:
     """Make our tables nih_sched_* beside yours, and recommend an index. Yours is not touched."""
     engine = connect(settings.database_url, create=True)
-    own = ledger.tables(settings.ledger_schema)
+    own = ledger.tables(settings.ledger_schema, engine.dialect.name)
     if notify and not dialect_of(engine).unnotify_ddl(settings.ledger_schema):
         raise CantNotify(database=address(engine.url))
     if print_sql:

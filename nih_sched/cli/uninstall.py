@@ -23,7 +23,7 @@ def uninstall(settings: Settings, yes: bool) -> None:
     """Give claimed rows back to ready, and drop our tables. Stop all schedulers first."""
     listen(settings)
     engine = connect(settings.database_url)
-    own = ledger.tables(settings.ledger_schema)
+    own = ledger.tables(settings.ledger_schema, engine.dialect.name)
     if not ledger.exists(engine, own):
         raise UsageError(reason=f"There are no tables nih_sched_* in {address(engine.url)}.")
     running = running_count(engine, own)

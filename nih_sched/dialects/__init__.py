@@ -2,6 +2,6 @@
 
 from nih_sched.dialects.base import Dialect
 from nih_sched.dialects.connect import address, connect, dialect_of
-from nih_sched.dialects.times import After, Now
+from nih_sched.dialects.times import After, Between, Now
 
-__all__ = ["After", "Dialect", "Now", "address", "connect", "dialect_of"]
+__all__ = ["After", "Between", "Dialect", "Now", "address", "connect", "dialect_of"]

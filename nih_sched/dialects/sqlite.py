@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
 BUSY_SECONDS = 30.0
-STEPS = 2000  # of SQLite's byte code, between looks at the clock
+AGAIN = 0.01  # seconds between interruptions of what takes too long
 
 
 class SQLite(Dialect):
@@ -86,16 +87,21 @@ class SQLite(Dialect):
 
     @contextlib.contextmanager
     def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:
-        """No write lock is taken. A database in memory has this one connection, which is set right afterwards."""
+        """No write lock is taken. A database in memory has this one connection, which is set right afterwards.
+
+        A thread ends what takes too long: to be asked every so many steps would cost the statement more than that.
+        """
         with self.reading(engine) as connection:
             driver: Any = connection.connection.driver_connection
-            until = time.monotonic() + seconds
-            driver.set_progress_handler(lambda: time.monotonic() > until, STEPS)
+            over = threading.Event()
+            clock = threading.Thread(target=_interrupt, args=(driver, over, seconds), daemon=True)
             connection.exec_driver_sql("PRAGMA query_only = ON")
+            clock.start()
             try:
                 yield connection
             finally:
-                driver.set_progress_handler(None, 0)
+                over.set()
+                clock.join()
                 connection.exec_driver_sql("PRAGMA query_only = OFF")
 
     def is_overdue(self, error: DBAPIError) -> bool:
@@ -167,6 +173,13 @@ class SQLite(Dialect):
         """
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in {5, 6, 10, 13, 14, 15}
+
+
+def _interrupt(driver: Any, over: threading.Event, seconds: float) -> None:
+    # Again and again: between two statements nothing is there to be ended.
+    while not over.wait(seconds):
+        driver.interrupt()
+        seconds = AGAIN
 
 
 class _Types(dict[str, Any]):

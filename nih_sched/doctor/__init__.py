@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nih_sched.doctor import crew, database, redis, rows
 from nih_sched.doctor.finding import Finding, Visit
@@ -33,7 +34,8 @@ CHECKS: tuple[Check, ...] = (
 
 def findings(visit: Visit) -> list[Finding]:
     """Everything that is wrong, problems before advice; none means that all is well."""
-    found = [finding for check in CHECKS for finding in check(visit)]
+    beside = {rows.orphans: visit.desk.beside(partial(rows.orphans, visit))}  # it may have to read the whole table
+    found = [finding for check in CHECKS for finding in (beside[check]() if check in beside else check(visit))]
     return sorted(found, key=lambda finding: not finding.is_problem)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import http.client
 
-from nih_sched import broker
+from nih_sched import line
 from nih_sched.doctor.finding import Finding, Visit
 from nih_sched.errors import NihError
-from nih_sched.runner import handler_for
 from nih_sched.store.pauses import Pauses
 
 LATE = 60.0  # seconds by which a retry may be overdue
@@ -49,7 +48,7 @@ def workers(visit: Visit) -> list[Finding]:
         return []
     found = []
     for name, count in visit.checkup.waiting(LATE / 4):
-        if not broker.worker_count(broker.queue_of(visit.redis, name)):
+        if not line.worker_names(visit.redis, name):
             found.append(
                 Finding(
                     "no-worker",
@@ -81,6 +80,8 @@ def handler(visit: Visit) -> list[Finding]:
     settings = visit.settings
     if not (settings.job or settings.command or settings.handlers):
         return []  # this machine needs none: it isn't a worker's
+    from nih_sched.runner import handler_for  # noqa: PLC0415 - it brings RQ, for this check alone
+
     try:
         handler_for(settings, visit.desk)
     except NihError as error:

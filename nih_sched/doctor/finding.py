@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-from redis import Redis
+from typing import TYPE_CHECKING, Any
 
 from nih_sched.settings import Settings
 from nih_sched.store import Checkup, Desk
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 
 @dataclass(frozen=True)

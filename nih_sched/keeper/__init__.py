@@ -180,7 +180,8 @@ class Rounds:
 
     def _open(self) -> Leases:
         if self._leases is None:
-            self._leases = Leases(connect(self._settings.database_url), ledger.tables(self._settings.ledger_schema))
+            engine = connect(self._settings.database_url)
+            self._leases = Leases(engine, ledger.tables(self._settings.ledger_schema, engine.dialect.name))
         return self._leases
 
     def _renew(self) -> None:

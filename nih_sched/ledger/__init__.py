@@ -1,6 +1,6 @@
 """Our own tables, beside the user's: their shape, their making, their version."""
 
-from nih_sched.ledger.making import SCHEMA_VERSION, check_made, ddl, drop, ensure, exists, identity, version
+from nih_sched.ledger.making import SCHEMA_VERSION, check_made, ddl, drop, ensure, exists, identity, look_up, version
 from nih_sched.ledger.shape import Ledger, of_row, of_rows, tables
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ensure",
     "exists",
     "identity",
+    "look_up",
     "of_row",
     "of_rows",
     "tables",

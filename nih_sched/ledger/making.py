@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from sqlalchemy import Column, Engine, Table, insert, inspect, select, text, update
+from sqlalchemy import Column, Connection, Engine, Inspector, Table, insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, NoSuchTableError, SQLAlchemyError
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable, Index
 
@@ -47,15 +47,18 @@ def ensure(engine: Engine, ledger: Ledger) -> bool:
 
 def exists(engine: Engine, ledger: Ledger, of: Table | None = None) -> bool:
     """Whether all our tables are there, or one of them."""
+    wanted = ledger.metadata.sorted_tables if of is None else [of]
+    return {table.name for table in wanted} <= _there(inspect(engine), ledger)
+
+
+def _there(inspector: Inspector, ledger: Ledger) -> set[str]:
     schema = ledger.metadata.schema
     try:
-        there = set(inspect(engine).get_table_names(schema=schema))
+        return set(inspector.get_table_names(schema=schema))
     except DBAPIError:
         if schema is None:
             raise
-        return False  # there is no such schema
-    wanted = ledger.metadata.sorted_tables if of is None else [of]
-    return {table.name for table in wanted} <= there
+        return set()  # there is no such schema
 
 
 def version(engine: Engine, ledger: Ledger) -> int:
@@ -64,7 +67,11 @@ def version(engine: Engine, ledger: Ledger) -> int:
     Raises:
         NewerLedger: it is newer than what can run beside us. The next one can: versions only add.
     """
-    found = int(identity(engine, ledger, "schema_version"))
+    return _version(engine, {"schema_version": identity(engine, ledger, "schema_version")})
+
+
+def _version(engine: Engine, named: Mapping[str, str]) -> int:
+    found = int(_named(engine, named, "schema_version"))
     if found > SCHEMA_VERSION + 1:
         raise NewerLedger(address=address(engine.url), found=found, known=SCHEMA_VERSION)
     return found
@@ -76,11 +83,25 @@ def check_made(engine: Engine, ledger: Ledger) -> bool:
     Raises:
         NewerLedger; OlderLedger: an older nih-sched made them, and nobody has upgraded them yet.
     """
-    if not exists(engine, ledger, of=ledger.attempts):
-        return False
-    if not exists(engine, ledger) or version(engine, ledger) < SCHEMA_VERSION:
+    with dialect_of(engine).reading(engine) as connection:
+        return look_up(connection, inspect(connection), ledger) is not None
+
+
+def look_up(connection: Connection, inspector: Inspector, ledger: Ledger) -> str | None:
+    """The ledger's id, for those who only look; None where our tables aren't there.
+
+    Raises:
+        NewerLedger, OlderLedger: as of check_made(). BadLedger: it has no id.
+    """
+    there, engine = _there(inspector, ledger), connection.engine
+    if ledger.attempts.name not in there:
+        return None
+    if not {table.name for table in ledger.metadata.sorted_tables} <= there:
         raise OlderLedger(address=address(engine.url), known=SCHEMA_VERSION)
-    return True
+    named = _read(connection, ledger)
+    if _version(engine, named) < SCHEMA_VERSION:
+        raise OlderLedger(address=address(engine.url), known=SCHEMA_VERSION)
+    return _named(engine, named, "ledger_id")
 
 
 def ddl(engine: Engine, ledger: Ledger) -> list[str]:
@@ -140,12 +161,19 @@ def _run(engine: Engine, statements: Sequence[str]) -> None:
 def identity(engine: Engine, ledger: Ledger, name: str) -> str:
     """A value of our meta table: schema_version, or ledger_id, by which two databases on one Redis differ."""
     with dialect_of(engine).reading(engine) as connection:
-        value = connection.execute(select(ledger.meta.c.value).where(ledger.meta.c.name == name)).scalar()
-    if value is None:
+        return _named(engine, _read(connection, ledger), name)
+
+
+def _read(connection: Connection, ledger: Ledger) -> dict[str, str]:
+    return dict(map(tuple, connection.execute(select(ledger.meta.c.name, ledger.meta.c.value))))
+
+
+def _named(engine: Engine, named: Mapping[str, str], name: str) -> str:
+    if (value := named.get(name)) is None:
         raise BadLedger(
             reason=f"Our table nih_sched_meta in {address(engine.url)} has no {name}: drop it and init anew."
         )
-    return str(value)
+    return value
 
 
 def drop(engine: Engine, ledger: Ledger) -> None:
@@ -176,7 +204,7 @@ def _identity_missing(engine: Engine, ledger: Ledger) -> bool:
 
 def _names(engine: Engine, ledger: Ledger) -> set[str]:
     with dialect_of(engine).reading(engine) as connection:
-        return set(connection.execute(select(ledger.meta.c.name)).scalars())
+        return set(_read(connection, ledger))
 
 
 def _fill_identity(engine: Engine, ledger: Ledger) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     SmallInteger,
     String,
     Table,
@@ -22,20 +23,18 @@ from sqlalchemy import (
     func,
     literal_column,
 )
-from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 
+from nih_sched.dialects import Dialect
+
 _ID = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself there
-_INSTANT = (
-    DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb").with_variant(DateTime(), "sqlite")
-)
-_LONG = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")  # TEXT ends at 65,535 bytes there
+_MYSQL = ("mysql", "mariadb")
 _ENGINE: dict[str, Any] = {
     f"{name}_{option}": value
-    for name in ("mysql", "mariadb")
+    for name in _MYSQL
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
 
@@ -70,18 +69,20 @@ def _prefix(element: _KeyStart, compiler: SQLCompiler, **options: Any) -> str:
 
 def of_row(attempts: Table, row_key: str) -> ColumnElement[bool]:
     """The records of one row, found by the index on them."""
-    return (_start_of(attempts) == row_key[:KEY_START]) & (attempts.c.row_key == row_key)
+    found: ColumnElement[bool] = _start_of(attempts.c.row_key) == row_key[:KEY_START]
+    return found & (attempts.c.row_key == row_key)
 
 
-def of_rows(attempts: Table, row_keys: Sequence[str]) -> ColumnElement[bool]:
-    """The records of several rows, found likewise."""
-    starts = dict.fromkeys(row_key[:KEY_START] for row_key in row_keys)
-    return _start_of(attempts).in_(list(starts)) & attempts.c.row_key.in_(row_keys)
+def of_rows(dialect: Dialect, attempts: Table, facts: Sequence[Any], row_keys: Sequence[str]) -> Select[Any]:
+    """Select from the records of several rows, found likewise; on PostgreSQL the newest 2000 of each."""
+    return dialect.select_each(facts, attempts.c.id, attempts.c.row_key, _start_of, row_keys)
 
 
-def _start_of(attempts: Table) -> ColumnElement[str]:
+def _start_of(row_key: Any) -> Any:
+    if isinstance(row_key, str):
+        return row_key[:KEY_START]
     # As PostgreSQL's index has it, with its numbers as they stand there.
-    return func.substr(attempts.c.row_key, literal_column("1"), literal_column(str(KEY_START)))
+    return func.substr(row_key, literal_column("1"), literal_column(str(KEY_START)))
 
 
 @dataclass(frozen=True)
@@ -105,29 +106,56 @@ class Ledger:
     counts: Table
 
 
-def tables(schema: str | None = None) -> Ledger:
-    """The shape of our tables, in `schema` or in the connection's own."""
+def _types(kind: str | None) -> tuple[Any, Any]:
+    """An instant's type, and that of a text of any length."""
+    instant: Any = DateTime(timezone=True).with_variant(DateTime(), "sqlite")
+    if kind is not None and kind not in _MYSQL:
+        return instant, Text()
+    from sqlalchemy.dialects import mysql  # noqa: PLC0415 - as below
+
+    # TEXT ends at 65,535 bytes there.
+    return instant.with_variant(mysql.DATETIME(fsp=6), *_MYSQL), Text().with_variant(mysql.MEDIUMTEXT(), *_MYSQL)
+
+
+def tables(schema: str | None = None, kind: str | None = None) -> Ledger:
+    """The shape of our tables.
+
+    Args:
+        schema: where they are; None: in the connection's own.
+        kind: the database that they are for, by its name; None: any. For each one SQLAlchemy imports all that it has of
+            it, which takes as long as a look at a table.
+    """
+
+    def own(**options: Any) -> dict[str, Any]:
+        names = ("postgresql", "sqlite", *_MYSQL) if kind is None else _MYSQL if kind in _MYSQL else (kind,)
+        return {name: value for name, value in options.items() if name.startswith(tuple(f"{one}_" for one in names))}
+
+    def some(column: Column[Any]) -> dict[str, Any]:
+        return own(postgresql_where=column.is_not(None), sqlite_where=column.is_not(None))
+
+    instant, long = _types(kind)
+    engine = own(**_ENGINE)
     metadata = MetaData(schema=schema)
     meta = Table(
         "nih_sched_meta",
         metadata,
         Column("name", String(190), primary_key=True),
         Column("value", String(190), nullable=False),
-        **_ENGINE,
+        **engine,
     )
     sources = Table(
         "nih_sched_sources",
         metadata,
         Column("name", String(190), primary_key=True),
-        Column("facts", _LONG, nullable=False),
-        Column("updated_at", _INSTANT, nullable=False),
+        Column("facts", long, nullable=False),
+        Column("updated_at", instant, nullable=False),
         Column("leader", String(400)),  # the producer that rescues, and until when it is presumed to
-        Column("leader_until", _INSTANT),
-        Column("paused_at", _INSTANT),  # no row of it starts anywhere until that is NULL again
+        Column("leader_until", instant),
+        Column("paused_at", instant),  # no row of it starts anywhere until that is NULL again
         Column("paused_by", String(190)),
-        Column("pause_reason", _LONG),
-        Column("redis_lost_at", _INSTANT),  # since when its leader has found Redis away
-        **_ENGINE,
+        Column("pause_reason", long),
+        Column("redis_lost_at", instant),  # since when its leader has found Redis away
+        **engine,
     )
     leases = Table(
         "nih_sched_leases",
@@ -141,9 +169,9 @@ def tables(schema: str | None = None) -> Ledger:
         Column("horse_born", BigInteger),
         Column("seconds", Float, nullable=False),
         Column("beat", BigInteger, nullable=False),  # grows at each renewal: who sees it stand still needs no clock
-        Column("lease_until", _INSTANT, nullable=False),
+        Column("lease_until", instant, nullable=False),
         Column("died", String(400)),  # how its death was seen; from then on nothing of it is accepted
-        **_ENGINE,
+        **engine,
     )
     attempts = Table(
         "nih_sched_attempts",
@@ -151,25 +179,25 @@ def tables(schema: str | None = None) -> Ledger:
         Column("id", _ID, primary_key=True, autoincrement=True),
         Column("of_claim", BigInteger),  # NULL on a claim's newest attempt, whose id is the claim id
         Column("source", String(190), nullable=False),
-        Column("row_key", _LONG, nullable=False),
+        Column("row_key", long, nullable=False),
         Column("open_key", String(40)),  # unique while the claim is open, NULL once it has ended
         Column("attempt", Integer, nullable=False),
         Column("failures", Integer, nullable=False),
         Column("tries", SmallInteger, nullable=False),
         Column("rq_id", String(64)),
         Column("claimed_by", String(190)),
-        Column("claimed_at", _INSTANT, nullable=False),
-        Column("sent_at", _INSTANT),
-        Column("due_at", _INSTANT),  # only while waiting for the next attempt
-        Column("started_at", _INSTANT),
+        Column("claimed_at", instant, nullable=False),
+        Column("sent_at", instant),
+        Column("due_at", instant),  # only while waiting for the next attempt
+        Column("started_at", instant),
         Column("run", String(32)),  # made up at each start: guards the attempt as the id guards the claim
         Column("worker", String(190)),
-        Column("finished_at", _INSTANT),
+        Column("finished_at", instant),
         Column("outcome", String(16)),
         Column("seconds", Float),
-        Column("reason", _LONG),
-        Column("traceback", _LONG),
-        Column("result", _LONG),
+        Column("reason", long),
+        Column("traceback", long),
+        Column("result", long),
         Column("lease", String(32)),  # under which the attempt runs, or ran
         Column("interruptions", Integer),  # how many interrupted attempts of the row came just before
         # Where the row was interrupted into this claim: the claim from which that began, which the handler gets as its
@@ -182,26 +210,22 @@ def tables(schema: str | None = None) -> Ledger:
         # the database refused the row its state.
         Column("kept_key", String(40)),
         Column("error", String(190)),  # kind and place, by which failures are grouped
-        Column("output", _LONG),  # the last lines that the handler wrote
+        Column("output", long),  # the last lines that the handler wrote
         Column("cpu_seconds", Float),
         Column("peak_memory", BigInteger),  # bytes
         # Part of the table, not an index beside it: the table must never stand there without, not even half made.
         UniqueConstraint("open_key", name="nih_sched_attempts_open"),
         # Each record is updated twice: room for that on its page spares the indexes the first one.
-        postgresql_with={"fillfactor": 50},
-        sqlite_autoincrement=True,  # a token must never be given out twice, not even after a delete
-        **_ENGINE,
+        **own(postgresql_with={"fillfactor": 50}),
+        # A token must never be given out twice, not even after a delete.
+        **own(sqlite_autoincrement=True),
+        **engine,
     )
     due, of_claim = attempts.c.due_at, attempts.c.of_claim
-    Index("nih_sched_attempts_due", due, postgresql_where=due.is_not(None), sqlite_where=due.is_not(None))
-    Index(
-        "nih_sched_attempts_claim",
-        of_claim,
-        postgresql_where=of_claim.is_not(None),
-        sqlite_where=of_claim.is_not(None),
-    )
+    Index("nih_sched_attempts_due", due, **some(due))
+    Index("nih_sched_attempts_claim", of_claim, **some(of_claim))
     kept = attempts.c.kept_key
-    Index("nih_sched_attempts_kept", kept, postgresql_where=kept.is_not(None), sqlite_where=kept.is_not(None))
+    Index("nih_sched_attempts_kept", kept, **some(kept))
     Index("nih_sched_attempts_row", _KeyStart(attempts.c.row_key))
     counts = Table(
         "nih_sched_counts",
@@ -210,6 +234,6 @@ def tables(schema: str | None = None) -> Ledger:
         Column("minute", BigInteger, primary_key=True),  # since 1970, UTC; 0: all that has been folded together
         Column("name", String(64), primary_key=True),
         Column("value", Float, nullable=False),
-        **_ENGINE,
+        **engine,
     )
     return Ledger(metadata, meta, sources, attempts, leases, counts)

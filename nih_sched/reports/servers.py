@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
-
-from nih_sched import broker, clock
+from nih_sched import clock
 from nih_sched.errors import NihError
-from nih_sched.wake import channel
 
 PATIENCE = 1.0  # seconds for Redis to answer
 
@@ -59,21 +56,24 @@ def look(url: str | None, source: str) -> RedisSeen:
     """
     if url is None:
         return _lost("embedded", "no scheduler runs on this machine, and none is named by --redis-url")
-    shown = broker.address(url)
+    from redis.exceptions import RedisError  # noqa: PLC0415 - slow to import, and not needed to look at a row
+
+    from nih_sched import line  # noqa: PLC0415
+
+    shown = line.address(url)
     try:
-        connection = broker.client(url, patience=PATIENCE)
+        connection = line.client(url, patience=PATIENCE)
     except NihError as error:
         return _lost(shown, str(error))
     try:
         began = clock.monotonic()
         connection.ping()
         took = (clock.monotonic() - began) * 1000
-        queue = broker.queue_of(connection, source)
-        workers = tuple(broker.worker_names(queue))
-        ((_, producers),) = connection.pubsub_numsub(channel(source))
-        return RedisSeen(shown, None, took, workers, int(producers), broker.waiting(queue))
+        workers = tuple(line.worker_names(connection, source))
+        ((_, producers),) = connection.pubsub_numsub(line.channel(source))
+        return RedisSeen(shown, None, took, workers, int(producers), line.waiting(connection, source))
     except RedisError as error:
-        return _lost(shown, broker.why(error))
+        return _lost(shown, line.why(error))
     finally:
         connection.close()
 

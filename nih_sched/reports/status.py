@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from nih_sched.dialects import address
@@ -14,7 +14,7 @@ from nih_sched.reports.servers import RedisSeen, look
 from nih_sched.store import Desk, Leases, Looks
 from nih_sched.store.history import History, utc
 from nih_sched.store.looks import FINAL_FAILURES
-from nih_sched.store.overview import Count, LeaderSeen, Overview, Running, Sample, Waiting, percentile
+from nih_sched.store.overview import Count, Ended, LeaderSeen, Overview, Running, Waiting, percentile
 from nih_sched.store.pauses import Pause, Pauses
 
 RATE_OVER = 60.0  # seconds
@@ -100,6 +100,7 @@ class Status:
     leader: LeaderSeen | None
     pauses: tuple[Pause, ...]
     failures: tuple[FailureSeen, ...]
+    failures_among: int | None  # if there may be more: of the newest so many records of the ledger alone
     unclaimed: int  # rows that seem to be on their way with no open claim behind them
 
     @property
@@ -121,6 +122,9 @@ class Status:
             ("database", f"reachable, {self.database}"),
             ("leader", leader_words(self.leader)),
         ]
+        if self.failures_among is not None:
+            older = "for older ones: scheduler list --state failed --newest"
+            known.append(("failed rows", f"looked for in the newest {self.failures_among:,} attempts; {older}"))
         return known
 
     def _oldest(self) -> str:
@@ -178,6 +182,7 @@ class Status:
                 for pause in self.pauses
             ],
             "failures": [{**vars(failure), "at": failure.at and failure.at.isoformat()} for failure in self.failures],
+            "failures_among": self.failures_among,
             "unclaimed": self.unclaimed,
         }
 
@@ -191,12 +196,15 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
         created: the column that says when a row was added.
     """
     overview = Overview(desk)
-    counts, complete = overview.by_word()
+    counting = desk.beside(overview.by_word)  # what takes longest, while we ask the rest
     ready, running, claimed, retries = overview.ready(), overview.running(), overview.claimed(), overview.retries()
     first = overview.first_ready(created)
-    samples, now = overview.samples(), History(desk).now()
-    redis = look(redis_url, desk.source.name)
-    done, failed = _rates(samples, now)
+    samples, now = overview.ended(), History(desk).now()
+    redis, (failures, among) = look(redis_url, desk.source.name), _failures(desk)
+    redis_lost_at, leader, pauses = overview.redis_lost_at(), overview.leader(), tuple(Pauses(desk).all())
+    workers = _workers(desk, running, redis)
+    done, failed = _rates(samples)
+    counts, complete = counting()
     moving = sum(counts.get(word, 0) for word in _moving(desk))
     extra = moving - len(running) - claimed - retries.count
     return Status(
@@ -214,12 +222,13 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
         claimed=claimed,
         run=_spread([one.seconds for one in samples if one.seconds is not None]),
         waited=_spread([one.waited for one in samples if one.waited is not None]),
-        workers=_workers(desk, running, redis),
+        workers=workers,
         redis=redis,
-        redis_lost_at=overview.redis_lost_at(),
-        leader=overview.leader(),
-        pauses=tuple(Pauses(desk).all()),
-        failures=_failures(desk),
+        redis_lost_at=redis_lost_at,
+        leader=leader,
+        pauses=pauses,
+        failures=failures,
+        failures_among=among,
         unclaimed=max(0, extra),
     )
 
@@ -263,13 +272,13 @@ def _states(desk: Desk, counts: dict[Any, int], complete: bool, ready: Count) ->
     return (*shown, *(StateCount((), word, Count(count, more=not complete)) for word, count in left.items()))
 
 
-def _rates(samples: Sequence[Sample], now: datetime) -> tuple[float, float]:
-    lately = [one for one in samples if now - one.finished_at <= timedelta(seconds=RATE_OVER)]
+def _rates(samples: Sequence[Ended]) -> tuple[float, float]:
+    lately = [one for one in samples if one.age <= RATE_OVER]
     if not lately:
         return 0.0, 0.0
     span = RATE_OVER
     if len(lately) == len(samples):  # there may have been more: the sample doesn't reach back so far
-        span = max(0.001, (now - min(one.finished_at for one in lately)).total_seconds())
+        span = max(0.001, *(one.age for one in lately))
     if len(lately) < 50:
         span = RATE_OVER  # too few to tell a rate from a moment
     done = sum(one.outcome == Outcome.DONE.value for one in lately)
@@ -294,8 +303,9 @@ def _workers(desk: Desk, running: Sequence[Running], redis: RedisSeen) -> tuple[
     return tuple(sorted(known.values(), key=lambda worker: worker.name))
 
 
-def _failures(desk: Desk) -> tuple[FailureSeen, ...]:
-    return tuple(
+def _failures(desk: Desk) -> tuple[tuple[FailureSeen, ...], int | None]:
+    found, among = Looks(desk).last_failures(FAILURES)
+    shown = tuple(
         FailureSeen(
             words.first_line(show_key(decode_key(row.row_key))),
             show_key(decode_key(row.row_key)),
@@ -304,5 +314,6 @@ def _failures(desk: Desk) -> tuple[FailureSeen, ...]:
             words.first_line(row.reason),
             utc(row.finished_at),
         )
-        for row in Looks(desk).last_failures(FAILURES)
+        for row in found
     )
+    return shown, among

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from redis import Redis
-
-from nih_sched import broker, telemetry
+from nih_sched import telemetry
 from nih_sched.errors import BadLedger, NoSuchSource
+from nih_sched.steer.telling import ring, withdraw
 from nih_sched.store import Claims, Desk, source_desk, source_facts
 from nih_sched.store.desk import register
 from nih_sched.store.pauses import Pauses
-from nih_sched.wake import channel
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 ALL = "all"
 
@@ -52,8 +53,7 @@ def resume(desk: Desk, by: str, *, source: str | None = None, connection: Redis 
     for name in names:
         telemetry.emit("resumed", source=name, by=by)
         if connection is not None:
-            with contextlib.suppress(*broker.OUTAGES):  # without it they look by themselves, some seconds later
-                connection.publish(channel(name), "1")
+            ring(connection, name)
     return names
 
 
@@ -77,5 +77,4 @@ def _give_back(desk: Desk, name: str, connection: Redis | None) -> None:
             return  # its table is gone: nothing is left to give back
     void = Claims(desk, "", 0).give_all_back()
     if connection is not None and void:
-        with contextlib.suppress(*broker.OUTAGES):
-            broker.withdraw(broker.queue_of(connection, name), void)
+        withdraw(connection, name, lambda: void)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from redis import Redis
 from sqlalchemy.exc import DBAPIError
 
-from nih_sched import broker, telemetry
+from nih_sched import telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import ChunkRefused
 from nih_sched.model import Key, show_key
+from nih_sched.steer.telling import ring, withdraw
 from nih_sched.store import Claims, Desk
 from nih_sched.store.claims import CHUNK
 from nih_sched.store.steering import Steered, Steering
-from nih_sched.wake import channel
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 NAMED = 10  # rows of a chunk that its event names
 
@@ -72,8 +74,7 @@ def requeue(desk: Desk, keys: Iterable[Key], by: str, *, connection: Redis | Non
         if one.changed:
             telemetry.emit("requeued", by=by, count=len(one.changed), keys=_named(one.changed))
     if result.changed and connection is not None:
-        with contextlib.suppress(*broker.OUTAGES):
-            connection.publish(channel(desk.source.name), "1")
+        ring(connection, desk.source.name)
     return result
 
 
@@ -96,9 +97,7 @@ def cancel(desk: Desk, keys: Iterable[Key], by: str, *, connection: Redis | None
             facts = {"count": len(one.changed), "running": len(one.running), "keys": _named(one.changed)}
             telemetry.emit("cancelled_rows", by=by, **facts)
         if one.void and connection is not None:
-            with contextlib.suppress(*broker.OUTAGES):
-                empty = Claims(desk, "", 0).carrying_nothing(one.void)
-                broker.withdraw(broker.queue_of(connection, desk.source.name), empty)
+            withdraw(connection, desk.source.name, partial(Claims(desk, "", 0).carrying_nothing, one.void))
     return result
 
 

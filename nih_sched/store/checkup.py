@@ -15,6 +15,7 @@ from nih_sched.dialects.base import reason
 from nih_sched.store.desk import Desk
 from nih_sched.store.retries import seconds_between, waiting
 
+FEW = 10_000  # that one looks at first
 COUNTED = 100_000  # records that a count looks at
 
 
@@ -92,7 +93,7 @@ class Checkup:
     def ledger_span(self) -> int:
         """How many records the ledger holds at most: from its oldest to its newest."""
         c = self._attempts.c
-        query = select(func.max(c.id) - func.min(c.id))
+        query = select(select(func.max(c.id)).scalar_subquery() - select(func.min(c.id)).scalar_subquery())
         return int(self._desk.read(lambda x: x.execute(query).scalar()) or 0)
 
     def waiting(self, seconds: float) -> list[tuple[str, int]]:
@@ -122,7 +123,12 @@ class Checkup:
         """How many retries of this source are overdue by so many seconds, and by how many the first of them is."""
         c = self._attempts.c
         late = waiting(self._attempts, self._desk.source.name) & (c.due_at < After(-seconds))
-        some = select(c.due_at).where(late).order_by(c.due_at).limit(COUNTED).subquery()
-        query = select(func.count(), func.min(some.c.due_at), Now())
-        count, first, now = self._desk.read(lambda x: x.execute(query).one())
+        due = case((late, c.due_at)).label("due_at")
+        for limit in (FEW, COUNTED):
+            # By order and a low limit PostgreSQL uses the index also on a table that it hasn't analyzed.
+            some = select(due).where(c.due_at.is_not(None)).order_by(c.due_at).limit(limit).subquery()
+            query = select(func.count(some.c.due_at), func.min(some.c.due_at), func.count(), Now()).select_from(some)
+            count, first, seen, now = self._desk.read(lambda x, its=query: x.execute(its).one())  # type: ignore[misc]
+            if seen < limit:
+                break
         return int(count), seconds_between(first, now) if count else 0.0

@@ -6,13 +6,16 @@ import hashlib
 import json
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, bindparam, insert, select, tuple_, update
+from sqlalchemy import Column, Connection, Engine, bindparam, insert, inspect, literal_column, select, tuple_, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched import clock, ledger, table, telemetry
@@ -42,6 +45,7 @@ class Desk:
     rows: RowTable
     source: Source
     facts: str = ""  # the source as its producer wrote it down; "" where this desk isn't made from that
+    is_made: bool = True  # whether our tables are there; who only looks makes none
     _made: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -127,6 +131,24 @@ class Desk:
         """Run `work` on a connection without a transaction."""
         return self.dialect.read(self.engine, work)
 
+    def beside(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Have `work` run meanwhile, in a thread and on a connection of its own; what is returned waits for its result.
+
+        A database in memory has one connection: there it runs when its result is asked for.
+        """
+        if isinstance(self.engine.pool, StaticPool):
+            return work
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True, name="nih-sched-beside").start()
+        return future.result
+
     def watch(self) -> Watch:
         """What tells of new ready rows, on a connection of its own."""
         rows = self.rows
@@ -155,13 +177,17 @@ def open_desk(settings: Settings, *, create_ledger: bool = True) -> Desk:
 
 def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -> Desk:
     """open_desk on an engine that is there already."""
-    rows = table.reflect(engine, settings, address(engine.url))
-    own = ledger.tables(settings.ledger_schema)
-    if create_ledger and ledger.ensure(engine, own):
-        telemetry.emit("ledger_created", address=address(engine.url))
-    known = create_ledger or ledger.check_made(engine, own)
+    own = ledger.tables(settings.ledger_schema, engine.dialect.name)
+    with dialect_of(engine).reading(engine) as connection:
+        inspector = inspect(connection)  # one for all: it asks once which tables there are
+        rows = table.reflect(inspector, settings, address(engine.url))
+        ledger_id = None if create_ledger else ledger.look_up(connection, inspector, own)
+    if create_ledger:
+        if ledger.ensure(engine, own):
+            telemetry.emit("ledger_created", address=address(engine.url))
+        ledger_id = ledger.identity(engine, own, "ledger_id")
     source = Source(
-        name=source_name(rows, settings.where, ledger.identity(engine, own, "ledger_id") if known else ""),
+        name=source_name(rows, settings.where, ledger_id or ""),
         table=rows.name,
         status_key=rows.status.name,
         key_columns=tuple(column.name for column in rows.keys),
@@ -171,15 +197,18 @@ def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -
         lease=settings.lease,
         max_interruptions=settings.max_interruptions,
     )
-    desk = Desk(engine, dialect_of(engine), own, rows, source)
-    _probe(desk, settings.where)
+    desk = Desk(engine, dialect_of(engine), own, rows, source, is_made=ledger_id is not None)
+    _probe(desk, settings.where, claims=create_ledger)
     return desk
 
 
-def _probe(desk: Desk, where: str | None) -> None:
-    # A mistake in --where, or a missing right, is said now and not by a producer that fails at each look.
+def _probe(desk: Desk, where: str | None, *, claims: bool) -> None:
+    # A mistake in --where, or a missing right, is said now and not by a producer that fails at each look. For those who
+    # only look, on no row: without the index, the first ready one may take long to find.
     rows = desk.rows
     query = select(*rows.keys).where(desk.is_ready)
+    if not claims:
+        query = query.where(literal_column("1") == literal_column("0"))
     try:
         desk.read(lambda connection: connection.execute(query.limit(1)).all())
     except DBAPIError as error:

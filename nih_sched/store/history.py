@@ -131,7 +131,7 @@ class History:
         texts = list(by_text)
         for start in range(0, len(texts), AT_ONCE):
             c, some = self._attempts.c, texts[start : start + AT_ONCE]
-            query = select(c.row_key, *self._columns()).where(of_rows(self._attempts, some))
+            query = of_rows(self._desk.dialect, self._attempts, [c.row_key, *self._columns()], some)
             for row in self._desk.read(lambda x, q=query: x.execute(q).all()):  # type: ignore[misc]
                 found.setdefault(by_text[row[0]], []).append(_record(row[1:]))
         return {key: in_order(records) for key, records in found.items()}

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, case, func, literal, or_, select
 from sqlalchemy.sql import ColumnElement
 
+from nih_sched import clock
 from nih_sched.dialects import Now
 from nih_sched.model import Outcome, State, decode_key, encode_key
 from nih_sched.store.desk import Desk
@@ -18,6 +19,8 @@ from nih_sched.store.retries import seconds_between, sent, waiting
 
 MOST_OPEN = 100_000  # open claims that are looked at
 UNSEEN = 100_000  # ids that may have been given out in transactions which haven't committed yet
+WALK = 0.1  # seconds for which failures are looked for
+STEP, MOST = 2000, 32_000  # records of the walk's first step, and of its longest
 FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
 
 
@@ -127,30 +130,51 @@ class Looks:
         query = select(c.seconds).where(c.id.in_(claim_ids), c.seconds.is_not(None))
         return list(self._desk.read(lambda connection: connection.execute(query).scalars().all()))
 
-    def last_failures(self, limit: int) -> list[Any]:
-        """Rows in the failed state whose claims failed last: row_key, outcome, attempt, reason, finished_at."""
+    def last_failures(self, limit: int, seconds: float = WALK) -> tuple[list[Any], int | None]:
+        """Rows in the failed state whose claims failed last: row_key, outcome, attempt, reason, finished_at.
+
+        Args:
+            limit: how many rows at most.
+            seconds: for which the ledger is looked through, newest records first: there may be none for a long way.
+
+        Returns:
+            the rows; and how many records were looked through when time was over, or None if it wasn't.
+        """
         rows = self._desk.rows
         newest: dict[str, Any] = {}
-        for record in self._failed_claims(5 * limit):
+        records, looked_at = self._failed_claims(5 * limit, seconds)
+        for record in records:
             newest.setdefault(record.row_key, record)
         if not newest:
-            return []
+            return [], looked_at
         keys = [decode_key(row_key) for row_key in newest]
         query = select(*rows.keys).where(
             rows.keyed(keys), self._desk.dialect.is_word(rows.status, rows.words[State.FAILED])
         )
         failed = {encode_key(tuple(row)) for row in self._desk.read(lambda c: c.execute(query).all())}
-        return [record for row_key, record in newest.items() if row_key in failed][:limit]
+        return [record for row_key, record in newest.items() if row_key in failed][:limit], looked_at
 
-    def _failed_claims(self, limit: int) -> list[Any]:
-        c = self._attempts.c
+    def _failed_claims(self, limit: int, seconds: float) -> tuple[list[Any], int | None]:
+        c, until = self._attempts.c, clock.monotonic() + seconds
         query = (
             select(c.row_key, c.outcome, c.attempt, c.reason, c.finished_at)
             .where(c.source == self._desk.source.name, c.of_claim.is_(None), c.outcome.in_(FINAL_FAILURES))
+            .where(c.id > bindparam("behind"), c.id <= bindparam("up_to"))
             .order_by(c.id.desc())
             .limit(limit)
         )
-        return list(self._desk.read(lambda connection: connection.execute(query).all()))
+        # Asked apart: for both together SQLite reads the table.
+        ends = select(*(select(one(c.id)).scalar_subquery() for one in (func.min, func.max)))
+        first, last = self._desk.read(lambda x: x.execute(ends).one())
+        found: list[Any] = []
+        up_to, step = last or 0, STEP
+        while up_to >= (first or 1) and len(found) < limit:
+            if clock.monotonic() >= until:
+                return found, last - up_to
+            ids = {"behind": up_to - step, "up_to": up_to}
+            found += self._desk.read(lambda x, its=ids: x.execute(query, its).all())  # type: ignore[misc]
+            up_to, step = up_to - step, min(2 * step, MOST)
+        return found[:limit], None
 
 
 def _is_any(query: Select[Any]) -> ColumnElement[int]:

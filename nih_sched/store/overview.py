@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import case, func, literal_column, select
+from sqlalchemy import and_, case, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import clock
-from nih_sched.dialects import Now
+from nih_sched.dialects import Between, Now
 from nih_sched.errors import NoSuchRow
 from nih_sched.model import Key, decode_key, show_key
 from nih_sched.store.desk import Desk
@@ -21,11 +21,12 @@ from nih_sched.store.listing import beyond, in_key_order
 from nih_sched.store.marks import UNSERVED
 from nih_sched.store.retries import sent, waiting
 
-AT_ONCE = 0.15  # seconds in which all rows may be counted; then only as many as there is time for
-WALK = 0.15  # seconds for that
+AT_ONCE = 0.18  # seconds in which all rows may be counted; then only as many as there is time for
+WALK = 0.05  # seconds for that
 STEP = 20_000
 SAMPLE = 2000  # ended attempts that run and waiting times are told from
 NEAR = 20_000  # records of the ledger's end, of all sources, among which they are looked for
+DUE = 10_000  # claims that wait for their time, of all sources, which are counted in the index's order
 BOUND = 1_000_000  # rows that are counted by an index at most
 
 
@@ -48,6 +49,15 @@ class Sample:
     seconds: float | None
     waited: float | None  # from its claim to its start; of first attempts
     finished_at: datetime
+
+
+class Ended(NamedTuple):
+    """The same, as the database has reckoned it."""
+
+    outcome: str
+    seconds: float | None
+    waited: float | None
+    age: float  # seconds since it ended
 
 
 @dataclass(frozen=True)
@@ -190,17 +200,28 @@ class Overview:
     def samples(self) -> list[Sample]:
         """The newest attempts that ended, newest first."""
         c = self._attempts.c
-        newest = select(func.max(c.id)).scalar_subquery()
-        query = (
-            select(c.outcome, c.seconds, c.attempt, c.claimed_at, c.started_at, c.finished_at)
-            .where(c.id > newest - NEAR, c.source == self._desk.source.name, c.finished_at.is_not(None))
-            .order_by(c.id.desc())
-            .limit(SAMPLE)
-        )
+        query = self._newest(c.outcome, c.seconds, c.attempt, c.claimed_at, c.started_at, c.finished_at)
         return [
             Sample(row.outcome, row.seconds, _waited(row), utc(row.finished_at))
             for row in self._desk.read(lambda x: x.execute(query).all())
         ]
+
+    def ended(self) -> list[Ended]:
+        """As samples(), at a third of the time: instants are costly to read."""
+        c = self._attempts.c
+        first = and_(c.attempt == 1, c.started_at.is_not(None))
+        waited = case((first, Between(c.claimed_at, c.started_at)))
+        query = self._newest(c.outcome, c.seconds, waited, Between(c.finished_at, Now()))
+        return [
+            Ended(outcome, seconds, None if waited is None else max(0.0, waited), age)
+            for outcome, seconds, waited, age in self._desk.read(lambda x: x.execute(query).all())
+        ]
+
+    def _newest(self, *facts: Any) -> Any:
+        c = self._attempts.c
+        newest = select(func.max(c.id)).scalar_subquery()
+        query = select(*facts).where(c.id > newest - NEAR, c.source == self._desk.source.name)
+        return query.where(c.finished_at.is_not(None)).order_by(c.id.desc()).limit(SAMPLE)
 
     def running(self, limit: int = 1000) -> list[Running]:
         """What runs now, of any source, longest first."""
@@ -234,9 +255,16 @@ class Overview:
 
     def retries(self) -> Waiting:
         """What waits for its next attempt."""
-        query = select(func.count(), func.min(self._attempts.c.due_at), Now())
-        query = query.where(waiting(self._attempts, self._desk.source.name))
-        count, due, now = self._desk.read(lambda x: x.execute(query).one())
+        # By order and limit PostgreSQL uses the index also on a table that it hasn't analyzed.
+        c = self._attempts.c
+        ours = case((waiting(self._attempts, self._desk.source.name), c.due_at))
+        some = select(ours.label("due_at")).where(c.due_at.is_not(None)).order_by(c.due_at).limit(DUE).subquery()
+        query = select(func.count(some.c.due_at), func.min(some.c.due_at), func.count(), Now())
+        count, due, seen, now = self._desk.read(lambda x: x.execute(query.select_from(some)).one())
+        if seen == DUE:
+            exact = select(func.count(), func.min(c.due_at), Now())
+            exact = exact.where(waiting(self._attempts, self._desk.source.name))
+            count, due, now = self._desk.read(lambda x: x.execute(exact).one())
         return Waiting(count, None if due is None else (utc(due) - utc(now)).total_seconds())
 
     def leader(self) -> LeaderSeen | None:

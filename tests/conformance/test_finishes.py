@@ -154,7 +154,7 @@ def test_a_failure_with_tries_left_goes_on_and_leaves_its_history(place: Place) 
     assert place.states() == {1: "Failed"}
     assert place.attempts(*columns)[0] == (None, None, 2, 2, 1, "second", "timed out", "slow", None)
     assert Looks(desk).ended_since(datetime(2000, 1, 1)) == {"timed out": 1}
-    (failure,) = Looks(desk).last_failures(10)
+    (failure,), _ = Looks(desk).last_failures(10)
     assert (failure.row_key, failure.outcome, failure.attempt, failure.reason) == ("[1]", "timed out", 2, "slow")
 
 

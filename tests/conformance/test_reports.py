@@ -240,6 +240,7 @@ def test_a_walk_in_steps_finds_what_a_statement_would(place: Place, monkeypatch:
     place.jobs(*["Pending", "Done", "Draft"] * 7)
     desk = place.desk()
     monkeypatch.setattr("nih_sched.store.listing.SCANNED", 4)
+    monkeypatch.setattr("nih_sched.store.listing.SOON", -1.0)
     monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", -1.0)
     real, calls = Listing._run, []
 
@@ -253,6 +254,9 @@ def test_a_walk_in_steps_finds_what_a_statement_would(place: Place, monkeypatch:
     assert fit(desk, state="Done") == [2, 5, 8, 11, 14, 17, 20]
     assert fit(desk, state="Done", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     assert len(calls) > 10
+    monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", 5.0)  # whatever other way the database has
+    assert fit(desk, state="Done", descending=True) == [20, 17, 14, 11, 8, 5, 2]
+    assert fit(desk, state="Done", where="id > 8") == [11, 14, 17, 20]
 
 
 def _overdue(desk: Desk) -> Exception:
@@ -335,6 +339,7 @@ def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monk
     place.jobs(*["Done"] * 9, "Failed", "Pending")
     desk = place.desk()
     monkeypatch.setattr("nih_sched.store.overview.STEP", 3)
+    monkeypatch.setattr("nih_sched.store.overview.WALK", 30.0)
     assert Overview(desk)._newest_by_word() == ({"Pending": 1, "Failed": 1, "Done": 9}, True)
     monkeypatch.setattr("nih_sched.store.overview.WALK", 0.0)
     monkeypatch.setattr(Overview, "by_word", lambda self: self._newest_by_word())

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from rq.executions import prepare_execution
 from rq.job import Job
+from rq.queue import Queue
 from rq.worker import Worker as RQWorker
 from rq.worker.base import BaseWorker
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from nih_sched import line
 from nih_sched.worker import Worker
 
 # The first characters of the SHA-256 of each one's source in RQ 3.0.0.
@@ -86,3 +89,9 @@ def test_what_we_do_in_its_stead_is_as_it_was(replaced: Any) -> None:
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_what_we_call_is_called_so(name: str) -> None:
     assert list(inspect.signature(getattr(RQWorker, name)).parameters) == SIGNATURES[name]
+
+
+def test_what_a_look_reads_has_the_names_that_rq_gives_it() -> None:
+    assert f"{line.QUEUE}jobs" == f"{Queue.redis_queue_namespace_prefix}jobs"
+    assert f"{line.WORKERS}jobs" == WORKERS_BY_QUEUE_KEY % "jobs"
+    assert BaseWorker.redis_worker_namespace_prefix == line.WORKER
