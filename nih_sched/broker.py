@@ -20,10 +20,10 @@ from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker_registration import get_keys
 
-from nih_sched.line import OUTAGES, address, client, connect, server_facts, why
 from nih_sched.model import Claim, Source
+from nih_sched.redis_client import OUTAGES, address, client, connect, server_facts, why
 
-# For those who may not import rq, and of the line to Redis; and all that stands below.
+# For those who may not import rq, and all of redis_client that is needed beside it; and all that stands below.
 __all__ = ["OUTAGES", "Queue", "address", "client", "connect", "server_facts", "why"]
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from redis.retry import Retry
 from nih_sched import embedded
 from nih_sched.dialects.connect import identity
 from nih_sched.errors import BadSetting
-from nih_sched.line import channel
+from nih_sched.redis_client import channel
 from nih_sched.settings import Settings, load
 from nih_sched.store import open_desk
 

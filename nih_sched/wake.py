@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from nih_sched import clock
 from nih_sched.dialects.watch import Watch
-from nih_sched.line import channel
+from nih_sched.redis_client import channel
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds until a lost doorbell is hung again
 

@@ -78,10 +78,10 @@ def _redis(settings: Settings) -> tuple[Redis | None, Sequence[Finding]]:
     url = redis_url_of(settings)
     if url is None:
         return None, []
-    from nih_sched import line  # noqa: PLC0415 - slow to import
+    from nih_sched import redis_client  # noqa: PLC0415 - slow to import
 
     try:
-        return line.connect(url), []
+        return redis_client.connect(url), []
     except UnreachableRedis as error:
         why = "Nothing is claimed while Redis is away. What was claimed is sent again when it is back."
         return None, [Finding("redis", str(error), why, "Start Redis, or set --redis-url.")]

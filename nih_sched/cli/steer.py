@@ -64,8 +64,8 @@ def redis_of(settings: Settings) -> Redis | None:
     url = redis_url_of(settings)
     if url is None:
         return None
-    from nih_sched import line  # noqa: PLC0415 - slow to import
+    from nih_sched import redis_client  # noqa: PLC0415 - slow to import
 
     with contextlib.suppress(UnreachableRedis):
-        return line.connect(url)
+        return redis_client.connect(url)
     return None

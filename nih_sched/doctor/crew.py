@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 
-from nih_sched import line
+from nih_sched import redis_client
 from nih_sched.doctor.finding import Finding, Visit
 from nih_sched.errors import NihError
 from nih_sched.store.pauses import Pauses
@@ -48,7 +48,7 @@ def workers(visit: Visit) -> list[Finding]:
         return []
     found = []
     for name, count in visit.checkup.waiting(LATE / 4):
-        if not line.worker_names(visit.redis, name):
+        if not redis_client.worker_names(visit.redis, name):
             found.append(
                 Finding(
                     "no-worker",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nih_sched import line
+from nih_sched import redis_client
 from nih_sched.doctor.finding import Finding, Visit
 
 OLDEST = (5, 0)
@@ -73,4 +73,4 @@ def persistence(visit: Visit) -> list[Finding]:
 
 
 def _facts(visit: Visit) -> dict[str, Any]:
-    return line.server_facts(visit.redis) if visit.redis is not None else {}
+    return redis_client.server_facts(visit.redis) if visit.redis is not None else {}

@@ -58,22 +58,22 @@ def look(url: str | None, source: str) -> RedisSeen:
         return _lost("embedded", "no scheduler runs on this machine, and none is named by --redis-url")
     from redis.exceptions import RedisError  # noqa: PLC0415 - slow to import, and not needed to look at a row
 
-    from nih_sched import line  # noqa: PLC0415
+    from nih_sched import redis_client  # noqa: PLC0415
 
-    shown = line.address(url)
+    shown = redis_client.address(url)
     try:
-        connection = line.client(url, patience=PATIENCE)
+        connection = redis_client.client(url, patience=PATIENCE)
     except NihError as error:
         return _lost(shown, str(error))
     try:
         began = clock.monotonic()
         connection.ping()
         took = (clock.monotonic() - began) * 1000
-        workers = tuple(line.worker_names(connection, source))
-        ((_, producers),) = connection.pubsub_numsub(line.channel(source))
-        return RedisSeen(shown, None, took, workers, int(producers), line.waiting(connection, source))
+        workers = tuple(redis_client.worker_names(connection, source))
+        ((_, producers),) = connection.pubsub_numsub(redis_client.channel(source))
+        return RedisSeen(shown, None, took, workers, int(producers), redis_client.waiting(connection, source))
     except RedisError as error:
-        return _lost(shown, line.why(error))
+        return _lost(shown, redis_client.why(error))
     finally:
         connection.close()
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 def ring(connection: Redis, source: str) -> None:
     """Have the source's producers look at once; without it they look by themselves, some seconds later."""
-    from nih_sched import line  # noqa: PLC0415 - see above
+    from nih_sched import redis_client  # noqa: PLC0415 - see above
 
-    with contextlib.suppress(*line.OUTAGES):
-        connection.publish(line.channel(source), "1")
+    with contextlib.suppress(*redis_client.OUTAGES):
+        connection.publish(redis_client.channel(source), "1")
 
 
 def withdraw(connection: Redis, source: str, rq_ids: Callable[[], Iterable[str]]) -> None:

@@ -184,7 +184,7 @@ def test_a_redis_that_evicts_is_full_or_cant_save(lite: Work, redis_client: redi
 def test_what_a_server_here_cant_be_made_to_say(
     facts: dict[str, str], check: doctor.Check, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nih_sched.line.server_facts", lambda connection: facts)
+    monkeypatch.setattr("nih_sched.redis_client.server_facts", lambda connection: facts)
     assert [finding.name for finding in check(doctor.Visit(None, None, object()))] == [name]  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from rq.worker import Worker as RQWorker
 from rq.worker.base import BaseWorker
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from nih_sched import line
+from nih_sched import redis_client
 from nih_sched.worker import Worker
 
 # The first characters of the SHA-256 of each one's source in RQ 3.0.0.
@@ -92,6 +92,6 @@ def test_what_we_call_is_called_so(name: str) -> None:
 
 
 def test_what_a_look_reads_has_the_names_that_rq_gives_it() -> None:
-    assert f"{line.QUEUE}jobs" == f"{Queue.redis_queue_namespace_prefix}jobs"
-    assert f"{line.WORKERS}jobs" == WORKERS_BY_QUEUE_KEY % "jobs"
-    assert BaseWorker.redis_worker_namespace_prefix == line.WORKER
+    assert f"{redis_client.QUEUE}jobs" == f"{Queue.redis_queue_namespace_prefix}jobs"
+    assert f"{redis_client.WORKERS}jobs" == WORKERS_BY_QUEUE_KEY % "jobs"
+    assert BaseWorker.redis_worker_namespace_prefix == redis_client.WORKER

@@ -1,4 +1,4 @@
-"""The line to Redis, and what a look tells of a queue: read without RQ, which takes longer to import than to look."""
+"""Connecting to Redis, and what a look tells of a queue: without RQ, which takes longer to import than to look."""
 
 from __future__ import annotations
 
