@@ -33,7 +33,7 @@ class Traces:
         self._mark = os.environ.encodekey(host.MARK) if hasattr(os.environ, "encodekey") else host.MARK
         self._childless = not _has_children()  # a stock worker's horse has its keeper
         self._environment = dict(self._raw)
-        self._before, self._before_closely = self._look(COMMON), _look_closely()
+        self._before, self._blocked = self._look(COMMON), _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._all_before = self._look(ALL), _limits()
         self._next_closely = 0.0
 
@@ -60,7 +60,7 @@ class Traces:
         if now < self._next_closely and not closely:
             return False
         self._next_closely = now + CLOSELY_EVERY
-        return _look_closely() != self._before_closely or (self._childless and _has_children())
+        return _signal.pthread_sigmask(signal.SIG_BLOCK, ()) != self._blocked or (self._childless and _has_children())
 
     def _look(self, signals: Sequence[int]) -> tuple[Any, ...]:
         try:
@@ -75,11 +75,8 @@ class Traces:
             *(sys.getrecursionlimit(), [*sys.path], out, err),
             *(getattr(out, "closed", None), getattr(err, "closed", None)),
             *map(_signal.getsignal, signals),
+            resource.getrlimit(resource.RLIMIT_NOFILE),
         )
-
-
-def _look_closely() -> tuple[Any, ...]:
-    return _signal.pthread_sigmask(signal.SIG_BLOCK, ()), resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def _limits() -> tuple[Any, ...]:

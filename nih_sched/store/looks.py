@@ -169,12 +169,13 @@ class Looks:
         found: list[Any] = []
         up_to, step = last or 0, STEP
         while up_to >= (first or 1) and len(found) < limit:
-            if clock.monotonic() >= until:
-                return found, last - up_to
             ids = {"behind": up_to - step, "up_to": up_to}
             found += self._desk.read(lambda x, its=ids: x.execute(query, its).all())  # type: ignore[misc]
             up_to, step = up_to - step, min(2 * step, MOST)
-        return found[:limit], None
+            if clock.monotonic() >= until:  # asked after a step: the newest ones are looked at in any case
+                break
+        is_all = up_to < (first or 1) or len(found) >= limit
+        return found[:limit], None if is_all else last - up_to
 
 
 def _is_any(query: Select[Any]) -> ColumnElement[int]:
