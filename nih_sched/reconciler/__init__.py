@@ -173,7 +173,9 @@ class Reconciler:
 
     def _carry(self) -> None:
         """Have claims sent again that wait for a worker, but whose RQ job waits nowhere."""
-        places = self._retries.carriers(broker.queued_ids(self._queue))
+        places = self._retries.carriers()
+        queued = broker.queued_ids(self._queue) if places else set()
+        places = {claim_id: rq_id for claim_id, rq_id in places.items() if rq_id not in queued}
         still = self._uncarried.see(clock.boot(), places, longest_gap=10 * EVERY)
         lost: dict[str, list[Claim]] = {}  # by the job that carried them
         overdue = [claim_id for claim_id, seconds in still.items() if seconds >= UNCARRIED_AFTER]

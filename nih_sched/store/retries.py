@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, case, func, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, case, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
 from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import FOREVER, Desk
 
-PAGE = 5000  # open claims that are looked at together
-TOLD = 1000  # RQ ids that a statement is told of
+PAGE = 1000  # open claims that are looked at together
 
 
 @dataclass(frozen=True)
@@ -103,18 +102,17 @@ class Retries:
             query = query.where(self._desk.among(c.id, among))
         return [_claim(row) for row in self._desk.read(lambda connection: connection.execute(query).all())]
 
-    def carriers(self, queued: Collection[str] = ()) -> dict[int, str]:
-        """By claim id, the RQ id of each claim that unstarted() would give and whose job isn't among the `queued`."""
+    def carriers(self) -> dict[int, str]:
+        """By claim id, the RQ id of each claim that unstarted() would give."""
         carriers: dict[int, str] = {}
         after = ""
         query = self._desk.once("open ones", self._make_open_ones)
-        told = list(queued) if len(queued) <= TOLD else []  # as much as one statement may be told: we look, too
         while True:
-            page = self._desk.read(partial(_page, query, {"after_key": after, "queued_ids": told}))
-            carriers |= {row.id: row.rq_id for row in page if row.is_unstarted and row.rq_id not in queued}
-            if not page or page[0].amount < PAGE:
+            page = self._desk.read(partial(_page, query, after))
+            carriers |= {row.id: row.rq_id for row in page if row.is_unstarted}
+            if len(page) < PAGE:
                 return carriers
-            after = page[0].last_key
+            after = page[-1].open_key
 
     def _make_open_ones(self) -> Any:
         # In order and in pages, so that PostgreSQL walks the index: that alone forgets the entries of what has ended,
@@ -122,13 +120,7 @@ class Retries:
         c = self._attempts.c
         is_unstarted = _flag(self._unstarted).label("is_unstarted")
         query = select(c.id, c.rq_id, c.open_key, is_unstarted).where(c.open_key > bindparam("after_key"))
-        page = query.order_by(c.open_key).limit(PAGE).subquery("page")
-        last, amount = func.max(page.c.open_key).over().label("last_key"), func.count().over().label("amount")
-        known = select(page, last, amount).subquery("known")
-        k = known.c
-        # Nearly all wait in the queue, and needn't be told of: of those, the last one stands for its page.
-        wanted = (k.is_unstarted == 1) & k.rq_id.not_in(bindparam("queued_ids", expanding=True))
-        return select(known).where(or_(wanted, k.open_key == k.last_key))
+        return query.order_by(c.open_key).limit(PAGE)
 
     def hand_over(self, claim: Claim, rq_id: str) -> bool:
         """Have another job carry a claim that hasn't begun; False when it has by now, or another carries it."""
@@ -182,8 +174,8 @@ def seconds_between(earlier: datetime, later: datetime) -> float:
     return (later - earlier).total_seconds()
 
 
-def _page(query: Any, given: dict[str, Any], connection: Connection) -> Sequence[Any]:
-    return connection.execute(query, given).all()
+def _page(query: Any, after: str, connection: Connection) -> Sequence[Any]:
+    return connection.execute(query, {"after_key": after}).all()
 
 
 def _flag(condition: ColumnElement[bool]) -> ColumnElement[int]:
