@@ -44,7 +44,7 @@ def test_stdlib_digests(database: Database, redis_url: str, tmp_path: Path) -> N
     made = example.python("make_table.py", "--every", str(EVERY))
     assert made.returncode == 0, made.stderr
     count = int(made.stdout.split()[0])
-    assert count >= 1500 / EVERY
+    assert count >= 500 / EVERY  # Debian's Python comes without its tests: 750 files
 
     ran = example.scheduler(0)
     assert ran.returncode == 0, ran.stderr
