@@ -22,6 +22,7 @@ EVERY = 1.0  # seconds between ticks
 RENEW_EVERY = 3.0  # seconds between a leader's renewals
 UNCARRIED_AFTER = 1.8  # seconds for which a claim must be seen to stand nowhere: RQ's own steps take less
 SLOW = 15.0  # seconds for which a worker that we don't know to be dead may take to begin: imports, a stock one's
+SHARE, LONGEST = 50, 5.0  # from one look for them to the next: so many times what it took, and seconds at most
 AT_ONCE = 500
 PATIENCE = 1.0  # seconds for a row that its owner has locked
 LINGER = 5.0  # seconds for which the watch goes on after the source's last claim has ended
@@ -45,7 +46,7 @@ class Reconciler:
         self._beats: Standstill[str] = Standstill()
         self._uncarried: Standstill[int] = Standstill()
         self._dead_workers: deque[str] = deque(maxlen=1000)  # that RQ may take for alive, for some minutes
-        self._next = self._next_renewal = self._next_gone = self._next_rest = 0.0
+        self._next = self._next_renewal = self._next_gone = self._next_rest = self._next_carry = 0.0
         self._busy = clock.boot()  # when there was last anything to look after
         self._known_dead: set[str] = set()  # while at rest
         self._said = False  # that we lead
@@ -173,6 +174,14 @@ class Reconciler:
 
     def _carry(self) -> None:
         """Have claims sent again that wait for a worker, but whose RQ job waits nowhere."""
+        began = clock.boot()
+        if began < self._next_carry:
+            return
+        self._look_for_uncarried()
+        # Beside thousands of claims a look takes a while, of cores that rows want.
+        self._next_carry = began + min(LONGEST, SHARE * (clock.boot() - began))
+
+    def _look_for_uncarried(self) -> None:
         places = self._retries.carriers()
         queued = broker.queued_ids(self._queue) if places else set()
         places = {claim_id: rq_id for claim_id, rq_id in places.items() if rq_id not in queued}

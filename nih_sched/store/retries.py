@@ -109,7 +109,7 @@ class Retries:
         query = self._desk.once("open ones", self._make_open_ones)
         while True:
             page = self._desk.read(partial(_page, query, after))
-            carriers |= {row.id: row.rq_id for row in page if row.is_unstarted}
+            carriers |= {claim_id: rq_id for claim_id, rq_id, _, is_unstarted in page if is_unstarted}
             if len(page) < PAGE:
                 return carriers
             after = page[-1].open_key
