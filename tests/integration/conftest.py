@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ from sqlalchemy import Engine, text
 
 from nih_sched.dialects import connect
 
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
+# One value for each part of rq-dashboard's addresses; a new part makes address() fail, and so must be thought of here.
+RQ_PARTS = {
+    "instance_number": "0",
+    "queue_name": "jobs",
+    "registry_name": "failed",
+    "per_page": "8",
+    "order": "asc",
+    "page": "1",
+    "job_id": "failing",
+}
 HANDLER = """
 import os, time
 from nih_sched import Fail, RetryLater
@@ -215,6 +227,11 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(driver)))
     yield made
     made.quit()
+
+
+def address(rule: str, parts: Mapping[str, str]) -> str:
+    """An address that a rule of a URL map leads to."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: parts[part[1]], rule)
 
 
 def stock_worker(source: str, *options: str) -> list[str]:

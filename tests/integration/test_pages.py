@@ -15,7 +15,7 @@ from urllib.parse import quote, urljoin
 import flask
 import pytest
 import redis
-from conftest import Work
+from conftest import METHODS, RQ_PARTS, Work, address
 from rq.serializers import JSONSerializer
 from servers import eventually, scheduler, spawn_scheduler
 from werkzeug.test import Client, TestResponse
@@ -37,19 +37,7 @@ EVILS = (
     "long" * 300,
     "\u202e\x1b[31mred",
 )
-METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
-# One value for each part of an address; a new part makes everywhere() fail, and so must be thought of here.
-SAMPLES = {
-    "instance_number": "0",
-    "queue_name": "jobs",
-    "registry_name": "failed",
-    "per_page": "8",
-    "order": "asc",
-    "page": "1",
-    "job_id": "failing",
-    "filename": "pages.js",
-    "key": "1",
-}
+SAMPLES = {**RQ_PARTS, "filename": "pages.js", "key": "1"}
 HANDLER = """
 def evil(id, state, kind):
     print(kind)
@@ -165,7 +153,7 @@ def everywhere(site: Site) -> list[str]:
     """Every address there is, ours and rq-dashboard's, from the URL map."""
     rules = [rule.rule for rule in site.app.url_map.iter_rules()]
     assert len(rules) > 25
-    return [*(re.sub(r"<(?:\w+:)?(\w+)>", lambda part: SAMPLES[part[1]], rule) for rule in rules), "/nope", "/rq/nope"]
+    return [*(address(rule, SAMPLES) for rule in rules), "/nope", "/rq/nope"]
 
 
 def changes(site: Site) -> list[str]:

