@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from nih_sched import broker, clock
 from nih_sched.model import Claim
 from nih_sched.store import Looks
+from nih_sched.store.claims import TAKEN
 
 AIM = 2.0  # seconds of work in one job: what RQ and two commits cost it, some 15 ms, is little of that
-MOST = 2000  # rows in one job
+MOST = TAKEN  # rows in one job: it carries rows of one claim
 FIRST_EVERY = 0.02  # seconds between looks until some rows have run
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
+BEHIND_EVERY = 1.0  # seconds between counts of ready rows of which there are plenty
 REMEMBERED = 100  # claims of ours whose run times are looked at
 
 
@@ -27,7 +29,8 @@ class Batches:
         self._fixed = fixed
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
         self._size = 1
-        self._next_look = 0.0
+        self._next_look = self._next_count = 0.0
+        self._behind = 0  # ready rows that the last claim left, as far as counted; 0: unknown
 
     def sent(self, claims: Sequence[Claim]) -> None:
         """Remember some of these claims, to see how long they will have run."""
@@ -37,6 +40,30 @@ class Batches:
     def size(self) -> int:
         """How many rows the next jobs may carry. Nothing is known at first: then it is one."""
         return self._fixed or self._size
+
+    def size_for(self, workers: int) -> int:
+        """The same for so many workers: near the end batches get smaller, so that all of them come to it together."""
+        size = self.size
+        return min(size, max(size // 8, math.ceil(self._behind / (2 * workers)))) if self._behind else size
+
+    def note_claim(self, claimed: int, room: int, size: int, workers: int) -> None:
+        """See how many ready rows a claim has left, exactly if they are few.
+
+        Counted to several times that, once in a while: others may be claiming too.
+
+        Args:
+            claimed: how many rows were.
+            room: how many could have been.
+            size: of the batches that they were put into.
+            workers: as of size_for().
+        """
+        if claimed != room or size <= 1 or self._fixed:
+            self._behind = 0
+            return
+        few, now = 2 * workers * self.size, clock.monotonic()
+        self._behind -= claimed
+        if self._behind < few or now >= self._next_count:
+            self._behind, self._next_count = self._looks.ready_up_to(4 * few), now + BEHIND_EVERY
 
     @property
     def ahead(self) -> int:

@@ -27,7 +27,6 @@ from nih_sched.store.pauses import Pauses
 from nih_sched.wake import Sign, Wake
 
 COUNT_EVERY = 1.0  # seconds between counts of workers
-BEHIND_EVERY = 1.0  # seconds between counts of ready rows of which there are plenty
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 GLANCE = 0.015  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
@@ -83,8 +82,6 @@ class Producer:
         self._next_tick = self._next_table = self._brisk_until = 0.0
         self._workers, self._next_count = 0, 0.0
         self._put_off = 0  # for so many ticks in a row new rows have been all that we looked after
-        self._behind = 0  # ready rows that the last claim left, as far as counted; 0: unknown
-        self._next_behind = 0.0
         self._paused, self._next_pause = False, 0.0
         self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
         register(desk)
@@ -101,15 +98,12 @@ class Producer:
         workers = max(self._settings.max_concurrent_jobs, self._workers)
         # While nothing moves and Redis is heard, nothing waits there: a new row is spared the question.
         asks = self._moving or self._away or not self._hears_redis
-        size, waiting = self._batches.size, broker.waiting(self._queue) if asks else 0
-        if self._behind:  # near the end batches get smaller, so that all workers come to it together
-            size = min(size, max(size // 8, math.ceil(self._behind / (2 * workers))))
+        size, waiting = self._batches.size_for(workers), broker.waiting(self._queue) if asks else 0
         room = (workers * self._batches.ahead - waiting) * size
         if self._left is not None:
             room = min(room, self._left)
         claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
-        full = claimed == room and size > 1 and not self._settings.batch_size
-        self._behind = self._count_behind(claimed, 2 * workers * self._batches.size) if full else 0
+        self._batches.note_claim(claimed, room, size, workers)
         # What has waited for seconds can wait for a new row, and until that has started: the cores are busy with it.
         if 0 < claimed < room and self._put_off < PUT_OFF:
             self._put_off += 1
@@ -121,17 +115,6 @@ class Producer:
         self._count_workers()
         self._batches.look()
         return Tick(claimed, sent, room)
-
-    def _count_behind(self, claimed: int, enough: int) -> int:
-        """How many ready rows are left, exactly if fewer than `enough`.
-
-        Counted to several times that, once in a while: others may be claiming too.
-        """
-        left = self._behind - claimed
-        if left >= enough and clock.monotonic() < self._next_behind:
-            return left
-        self._next_behind = clock.monotonic() + BEHIND_EVERY
-        return self.looks.ready_up_to(4 * enough)
 
     def pause_after(self, tick: Tick, poll: float) -> float:
         """Seconds until the next tick, or look, is worth its cost.

@@ -89,6 +89,33 @@ def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.Mo
     assert sizes.size == 1
 
 
+def test_batches_get_smaller_near_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, counted = 100.0, list[int]()
+    monkeypatch.setattr(batches.clock, "monotonic", lambda: now)
+    looks: Any = Measured(0.02)
+    looks.ready_up_to = lambda limit: counted.append(limit) or min(limit, ready)
+    sizes = Batches(cast(Looks, looks), 0)
+    sizes.sent([Claim(1, (1,), "x")])
+    sizes.look()
+    assert sizes.size_for(2) == sizes.size == 100
+    ready = 10_000
+    sizes.note_claim(800, 800, 100, 2)
+    assert (sizes.size_for(2), counted) == (100, [1600])
+    sizes.note_claim(800, 800, 100, 2)
+    assert counted == [1600]  # plenty were left, a moment ago
+    now += batches.BEHIND_EVERY
+    sizes.note_claim(1, 1, 100, 2)
+    assert counted == [1600] * 2  # by now others may have claimed them
+    ready = 200
+    sizes.note_claim(1500, 1500, 100, 2)
+    assert (sizes.size_for(2), counted) == (50, [1600] * 3)
+    ready = 3
+    sizes.note_claim(200, 200, 50, 2)
+    assert sizes.size_for(2) == 12  # an eighth at least
+    sizes.note_claim(3, 200, 12, 2)
+    assert (sizes.size_for(2), len(counted)) == (100, 4)  # that was all
+
+
 def test_a_fixed_size_asks_nobody() -> None:
     measured: Any = Measured(5.0)
     sizes = Batches(cast(Looks, measured), 20)
