@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from nih_sched.errors import UsageError
 Word = str | int
 Key = tuple[Any, ...]
 
+SURROGATES = re.compile("[\ud800-\udfff]")  # what no encoding has
 _PLAIN = struct.Struct("=qdd")  # shorter than any list that told() makes
 
 TEXT_LIMIT = 64 * 1024 - 64  # bytes; 64 KB with the mark, so that one long traceback can't swell the ledger

@@ -39,7 +39,7 @@ from nih_sched.errors import (
     NotATable,
     UnusableKey,
 )
-from nih_sched.model import Key, State, Word
+from nih_sched.model import SURROGATES, Key, State, Word
 from nih_sched.settings import Settings, option_name
 
 Among = Callable[[Column[Any], Sequence[Any]], ColumnElement[bool]]
@@ -256,7 +256,7 @@ def fit(status: Column[Any], word: str) -> Word:
         ValueError: it can't; the text says why.
     """
     kind = status.type
-    if "\0" in word or any("\ud800" <= one <= "\udfff" for one in word):
+    if "\0" in word or SURROGATES.search(word):
         raise ValueError("it holds what no text of a database does")
     if isinstance(kind, Enum):
         if word not in kind.enums:

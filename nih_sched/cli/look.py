@@ -72,7 +72,7 @@ def print_facts(facts: list[tuple[str, str]], indent: str = "") -> None:
 def status(settings: Settings, as_json: bool, watch: bool) -> None:
     """Print how the source does: rows by state, rate, workers and what they run, retries, Redis, failures."""
     stopped = threading.Event()
-    if watch:  # an exception raised while SQLite asks us whether to go on would be taken for that answer
+    if watch:  # a look ends first: it has threads of its own, which nobody would wait for
         signal.signal(signal.SIGINT, lambda number, frame: stopped.set())
     with looking(settings) as desk:
         if not as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
@@ -21,11 +20,10 @@ from sqlalchemy.types import NullType
 
 from nih_sched.dialects.times import After, Now
 from nih_sched.dialects.watch import Watch
-from nih_sched.model import Word
+from nih_sched.model import SURROGATES, Word
 
 T = TypeVar("T")
 
-SURROGATES = re.compile("[\ud800-\udfff]")  # what no encoding has
 Start = Callable[[Any], Any]  # of a text: what an index on it holds
 IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
 

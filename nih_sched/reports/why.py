@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from nih_sched.model import Key, Outcome, State, show_key
@@ -161,7 +160,7 @@ def unserved(it: Situation) -> str | None:
     """Workers give it back."""
     if not it.overview.unserved_since(UNSERVED) or it.overview.running(1):
         return None
-    if any(it.now - one.finished_at < timedelta(minutes=UNSERVED) for one in it.overview.samples()):
+    if any(one.age < UNSERVED * 60 for one in it.overview.ended()):
         return None  # some worker does
     stands = "ready" if it.is_in(State.READY) else "claimed"
     name = it.desk.source.name

@@ -50,7 +50,8 @@ class Steward:
         self._since = 0.0
         self._not_before = 0.0
         self._closed = False
-        self._was_behind, self._told, self._behind_since = False, 0, 0.0
+        self._behind_since: float | None = None
+        self._told = 0
         self._desk: Desk | None = None
         self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
         self._watch = Watch()
@@ -69,13 +70,14 @@ class Steward:
         now, claim = clock.monotonic(), self._hand.claim
         if claim != self._claim:
             self._claim, self._since = claim, now
-        told, behind = self._hand.told, self._hand.is_behind
-        if not (behind and self._was_behind) or told < self._told:  # less: its horse has written what was there
+        before, self._told = self._told, self._hand.told
+        if not self._hand.is_behind:
+            self._behind_since = None
+        elif self._behind_since is None or self._told < before:  # less: its horse has written what was there
             self._behind_since = now
         # What was told just now may have company yet: more rows for the same commit, or the rest of a short job, and
         # then its horse writes it.
-        writes = behind and now - self._behind_since >= PACE
-        self._was_behind, self._told = behind, told
+        writes = self._behind_since is not None and now - self._behind_since >= PACE
         closes = claim != 0 and now - self._since >= LONG and not self._closed
         watches = self._watch.is_due(claim)
         if now < self._not_before or not (writes or closes or watches):
@@ -84,7 +86,7 @@ class Steward:
             self._desk = self._desk or self._site.desk_for(self._source, patience=BRIEFLY)
             if self._desk is not None:
                 if writes:
-                    self._was_behind = False
+                    self._behind_since = None
                     self._write(self._desk)
                 if closes:
                     self._give_rest_back(self._desk)

@@ -6,7 +6,7 @@ from sqlalchemy import select
 
 from nih_sched.model import Claim, State
 from nih_sched.store.desk import Desk
-from nih_sched.store.running import claim_of
+from nih_sched.store.running import claim_of, heads
 
 
 class Cancels:
@@ -25,7 +25,7 @@ class Cancels:
         """A claim whose attempt runs, with the run that guards it; None when it doesn't."""
         attempts = self._desk.ledger.attempts
         begun = attempts.c.started_at.is_not(None) & attempts.c.finished_at.is_(None)
-        query = select(attempts).where(attempts.c.id == claim_id, begun)
+        query = select(*heads(attempts)).where(attempts.c.id == claim_id, begun)
         head = self._desk.read(lambda c: c.execute(query).first())
         return None if head is None else (claim_of(head), head.run)
 

@@ -41,22 +41,12 @@ class Count:
         return f"{self.rows:,}{'+' if self.more else ''}"
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One of the newest attempts that have ended."""
+class Ended(NamedTuple):
+    """One of the newest attempts that have ended; its times as the database has reckoned them: instants cost thrice."""
 
     outcome: str
     seconds: float | None
     waited: float | None  # from its claim to its start; of first attempts
-    finished_at: datetime
-
-
-class Ended(NamedTuple):
-    """The same, as the database has reckoned it."""
-
-    outcome: str
-    seconds: float | None
-    waited: float | None
     age: float  # seconds since it ended
 
 
@@ -197,31 +187,22 @@ class Overview:
         name = self._desk.dialect.name
         return [func.localtimestamp() if name == "postgresql" else func.current_timestamp(), Now()]
 
-    def samples(self) -> list[Sample]:
-        """The newest attempts that ended, newest first."""
-        c = self._attempts.c
-        query = self._newest(c.outcome, c.seconds, c.attempt, c.claimed_at, c.started_at, c.finished_at)
-        return [
-            Sample(row.outcome, row.seconds, _waited(row), utc(row.finished_at))
-            for row in self._desk.read(lambda x: x.execute(query).all())
-        ]
-
     def ended(self) -> list[Ended]:
-        """As samples(), at a third of the time: instants are costly to read."""
+        """The newest attempts that ended, newest first."""
         c = self._attempts.c
         first = and_(c.attempt == 1, c.started_at.is_not(None))
         waited = case((first, Between(c.claimed_at, c.started_at)))
-        query = self._newest(c.outcome, c.seconds, waited, Between(c.finished_at, Now()))
+        newest = select(func.max(c.id)).scalar_subquery()
+        query = (
+            select(c.outcome, c.seconds, waited, Between(c.finished_at, Now()))
+            .where(c.id > newest - NEAR, c.source == self._desk.source.name, c.finished_at.is_not(None))
+            .order_by(c.id.desc())
+            .limit(SAMPLE)
+        )
         return [
             Ended(outcome, seconds, None if waited is None else max(0.0, waited), age)
             for outcome, seconds, waited, age in self._desk.read(lambda x: x.execute(query).all())
         ]
-
-    def _newest(self, *facts: Any) -> Any:
-        c = self._attempts.c
-        newest = select(func.max(c.id)).scalar_subquery()
-        query = select(*facts).where(c.id > newest - NEAR, c.source == self._desk.source.name)
-        return query.where(c.finished_at.is_not(None)).order_by(c.id.desc()).limit(SAMPLE)
 
     def running(self, limit: int = 1000) -> list[Running]:
         """What runs now, of any source, longest first."""
@@ -297,13 +278,6 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     """The value below which this share of them lies; None of none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
-
-
-def _waited(row: Any) -> float | None:
-    if row.attempt != 1 or row.started_at is None:
-        return None
-    waited: float = (utc(row.started_at) - utc(row.claimed_at)).total_seconds()
-    return max(0.0, waited)
 
 
 def _age(since: Any, local: Any, now: datetime) -> float | None:
