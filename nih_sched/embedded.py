@@ -237,19 +237,22 @@ def _guard(folder: str, binary: str) -> None:
 
 
 def _launch(folder: str, binary: str) -> socket.socket:
-    for leftover in ("s", "dump.rdb"):  # a dump is there after someone's SAVE; a damaged one would stop the server
+    if line := _connect(f"{folder}/n"):
+        _kill_peer(line)  # its guardian was killed before it could rename it
+    for leftover in ("s", "n", "dump.rdb"):  # a dump is there after someone's SAVE; a damaged one would stop the server
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{folder}/{leftover}")
     options = "--port 0 --appendonly no --maxmemory-policy noeviction --unixsocketperm 700"
-    command = [binary, *options.split(), "--save", "", "--dir", folder, "--unixsocket", f"{folder}/s"]
+    command = [binary, *options.split(), "--save", "", "--dir", folder, "--unixsocket", f"{folder}/n"]
     with open(f"{folder}/server.log", "w+", errors="replace") as log:
         server, deadline = Popen(command, stdin=DEVNULL, stdout=log, stderr=log), time.monotonic() + START_S
-        while not (line := _connect(f"{folder}/s")):
+        while not (line := _connect(f"{folder}/n")):
             if server.poll() is not None or time.monotonic() > deadline:
                 server.kill()
                 log.seek(0)
                 raise OSError(f"{binary} ended with status {server.wait()}: " + log.read().strip().rpartition("\n")[2])
             time.sleep(0.01)
+    os.rename(f"{folder}/n", f"{folder}/s")  # not before we hold a line to it, by which we can kill it
     return line
 
 

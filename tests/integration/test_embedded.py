@@ -238,6 +238,33 @@ def test_killed_server_comes_back_by_itself(runtime: Path) -> None:
     all_gone(runtime)
 
 
+def test_socket_removed_as_soon_as_it_is_there_comes_back(runtime: Path) -> None:
+    hold = embedded.start("a")
+    path = hold.url.removeprefix("unix://")
+    server = ask(hold.url)
+    os.kill(server["process_id"], signal.SIGKILL)
+    os.unlink(path)
+    eventually(lambda: os.path.exists(path), every=0)
+    os.unlink(path)
+    started = time.monotonic()
+    eventually(lambda: run_id(hold.url))
+    assert time.monotonic() - started < embedded.START_S / 2  # not only once a launch has given up
+    hold.close()
+    all_gone(runtime)
+
+
+def test_server_of_a_guardian_killed_too_early_is_replaced(runtime: Path) -> None:
+    with contextlib.closing(embedded.start("a")) as hold:
+        path = hold.url.removeprefix("unix://")
+        server = ask(hold.url)["process_id"]
+        kill_guardian(runtime)
+        os.rename(path, path[:-1] + "n")
+        with contextlib.closing(embedded.start("a")) as again:
+            assert ask(again.url)["process_id"] != server
+            eventually(lambda: dead(server))
+    all_gone(runtime)
+
+
 def test_killed_guardian_is_replaced_and_its_server_adopted(holder: Callable[..., Spawned], runtime: Path) -> None:
     first = holder()
     url = url_of(first)
