@@ -113,8 +113,8 @@ def find_table(bind: Engine | Connection | Inspector, name: str, address: str = 
     schema, table_name = _split(inspector, name)
     try:
         names = inspector.get_table_names(schema=schema)
-    except DBAPIError:
-        if schema is None:
+    except DBAPIError as error:
+        if schema is None or error.connection_invalidated:
             raise
         raise NoSuchTable(table=name, address=address, hint=f" It has no schema {schema}.") from None
     if table_name not in names:

@@ -55,8 +55,8 @@ def _there(inspector: Inspector, ledger: Ledger) -> set[str]:
     schema = ledger.metadata.schema
     try:
         return set(inspector.get_table_names(schema=schema))
-    except DBAPIError:
-        if schema is None:
+    except DBAPIError as error:
+        if schema is None or dialect_of(inspector.engine).is_transient(error):
             raise
         return set()  # there is no such schema
 
@@ -190,6 +190,8 @@ def _again(engine: Engine, what: str, work: Callable[[], None]) -> None:
         except (SQLAlchemyError, NoSuchTableError) as error:
             # Another scheduler may be making the same tables at this moment, or have one of them locked.
             if turn == TURNS - 1:
+                if dialect_of(engine).is_transient(error):
+                    raise
                 raise DatabaseRefused(
                     address=address(engine.url),
                     what=what,

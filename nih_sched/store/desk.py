@@ -22,7 +22,7 @@ from nih_sched import clock, ledger, table, telemetry
 from nih_sched.dialects import Dialect, Now, address, connect, dialect_of
 from nih_sched.dialects.base import claimable, reason
 from nih_sched.dialects.watch import Watch
-from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UsageError
+from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase, UsageError
 from nih_sched.ledger import Ledger
 from nih_sched.model import Backoff, Key, Source, State
 from nih_sched.settings import Settings
@@ -165,11 +165,16 @@ def open_desk(settings: Settings, *, create_ledger: bool = True) -> Desk:
     """Reach the database, check the table, make our tables if they are missing, and write the source down.
 
     Raises:
-        NihError: whatever stands in the way, in one sentence.
+        NihError: whatever stands in the way, in one sentence; UnreachableDatabase: it may be gone soon.
     """
     engine = connect(settings.database_url)
     try:
         return desk_on(engine, settings, create_ledger=create_ledger)
+    except DBAPIError as error:  # it was there when we knocked
+        engine.dispose()
+        if dialect_of(engine).is_transient(error):
+            raise UnreachableDatabase(address=address(engine.url), reason=reason(error)) from error
+        raise
     except BaseException:
         engine.dispose()
         raise
@@ -212,6 +217,8 @@ def _probe(desk: Desk, where: str | None, *, claims: bool) -> None:
     try:
         desk.read(lambda connection: connection.execute(query.limit(1)).all())
     except DBAPIError as error:
+        if desk.dialect.is_transient(error):
+            raise
         if where:
             raise UsageError(reason=f"--where {where!r} can't be used: {reason(error)}") from error
         raise DatabaseRefused(

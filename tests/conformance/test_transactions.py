@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from conformance.places import Events, Place, only
@@ -50,6 +50,36 @@ def test_a_connection_that_died_unused_is_no_outage(place: Place, events: Events
         place.run(f"SELECT pg_terminate_backend({number})" if place.name == "postgresql" else f"KILL {number}")
         assert use(lambda connection: connection.scalar(mine)) != number
     assert events == []
+
+
+@only("postgresql", "mariadb")
+def test_a_database_that_goes_while_a_table_is_opened_is_out_of_reach_not_refusing(place: Place) -> None:
+    place.jobs("Pending")
+    place.desk().close()  # our tables are there
+    for last in range(1, 100):
+        count, cut = 0, False
+
+        def lose(connection: Any, *_: Any, last: int = last) -> None:
+            nonlocal count, cut
+            count += 1
+            if count == last:
+                driver = connection.connection.driver_connection
+                cut = True
+                if place.name == "postgresql":
+                    place.run(f"SELECT pg_terminate_backend({driver.info.backend_pid}, 5000)")
+                else:
+                    place.run(f"KILL {driver.thread_id()}")
+
+        event.listen(Engine, "before_cursor_execute", lose)
+        try:
+            place.desk().close()
+        except UnreachableDatabase:
+            assert cut
+        finally:
+            event.remove(Engine, "before_cursor_execute", lose)
+        if not cut:
+            break
+    assert 5 < last < 99
 
 
 @only("postgresql", "mariadb")
