@@ -135,7 +135,10 @@ class Producer:
         if seen.ready:  # and yet not claimed: its owner has it locked, say, and nobody will tell when it is free
             poll = self._settings.poll_interval
         self._next_table = clock.monotonic() + poll
-        self._moving = bool(tick.sent) or seen.moving or (self._counts_down and seen.due is not None)
+        # The last row may have ended since is_over() asked: no sign of that will come, and any other puts a tick off.
+        may_be_over = self._settings.burst or (self._left is not None and self._left <= 0)
+        waits = self._counts_down and seen.due is not None
+        self._moving = bool(tick.sent) or seen.moving or may_be_over or waits
         return min(poll, OPEN_WAIT if self._moving else LEDGER_WAIT, _until(seen))
 
     def is_over(self, tick: Tick) -> bool:

@@ -18,7 +18,8 @@ from nih_sched.model import Outcome
 from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings
-from nih_sched.store import Desk, Looks, Seen
+from nih_sched.store import Attempts, Desk, Looks, Seen
+from nih_sched.store.pauses import Pauses
 from nih_sched.wake import Doorbell, Sign, Wake
 
 NOTHING = Seen(ready=False, moving=False, due=None)
@@ -150,6 +151,44 @@ def test_a_row_that_its_owner_has_locked_is_looked_at_again(place: Place) -> Non
         owner.execute(text("SELECT id FROM jobs FOR UPDATE")).all()
         wake = idle_turns(place, Told(), poll_interval=0.05)
     assert max(wake.pauses) <= 0.05
+
+
+def test_a_burst_ends_at_once_though_its_last_row_ended_between_two_looks(place: Place) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    settings = Settings(database_url=place.url, burst=True, poll_interval=0.05)
+    producer = Producer(settings, desk, fakeredis.FakeStrictRedis())
+    (row,) = start(desk, *claim(desk))
+    look, wake = producer.looks.around, Noted(clock.Bell(), Told(), turns=6)
+
+    def after_its_end(*, rows: bool) -> Seen:
+        finish(desk, row.claim)
+        return look(rows=rows)
+
+    producer.looks.around = after_its_end  # type: ignore[method-assign]
+    ended = producer.loop(wake, Nobody())
+    wake.close()
+    assert ended == {"done": 1}
+    assert max(wake.pauses) <= 0.1
+
+
+@pytest.mark.usefixtures("events")
+def test_nor_is_the_end_of_max_rows_put_off_when_that_happens_while_its_source_is_paused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nih_sched.producer.PAUSE_EVERY", 0.0)
+    place.jobs("Pending")
+    desk = place.desk()
+    producer = Producer(Settings(database_url=place.url, max_rows=1), desk, fakeredis.FakeStrictRedis())
+    assert producer.tick().claimed == 1
+    ((claim_id,),) = place.attempts("id")
+    (row,) = Attempts(desk, "run", "worker").start([claim_id], ())
+    Pauses(desk).pause([desk.source.name], "me", None)
+    tick = producer.tick()
+    assert not producer.is_over(tick)
+    finish(desk, row.claim)
+    assert producer.pause_after(tick, 5.0) <= 0.1
+    assert producer.is_over(producer.tick())
 
 
 # The reconciler at rest
