@@ -47,16 +47,20 @@ def period(text: str) -> float:
 class Bell:
     """A wait that anyone, a signal handler included, can end.
 
-    Python runs signal handlers in the main thread between bytecodes, and Event.wait lets them in.
+    Python runs signal handlers in the main thread between bytecodes, and a lock's acquire() lets them in. No Event: its
+    own lock may be held by the very wait that a handler interrupts, and then its set() waits for ever.
     """
 
     def __init__(self) -> None:
-        self._rung = threading.Event()
+        self._rung = False
+        self._gate = threading.Lock()  # closed until the bell is rung
+        self._gate.acquire()
         self._line: int | None = None
 
     def ring(self) -> None:
         """End the present wait, and every later one."""
-        self._rung.set()
+        self._rung = True
+        self._open()
         if self._line is not None:
             with contextlib.suppress(OSError):
                 os.write(self._line, b"!")
@@ -70,11 +74,17 @@ class Bell:
     @property
     def rung(self) -> bool:
         """Whether ring() was called."""
-        return self._rung.is_set()
+        return self._rung
 
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds`; return whether the bell was rung."""
-        return self._rung.wait(max(0.0, seconds))
+        if self._gate.acquire(timeout=max(0.0, seconds)):
+            self._open()  # for every later wait
+        return self._rung
+
+    def _open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is open already
+            self._gate.release()
 
 
 class Nudge:

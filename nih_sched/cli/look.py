@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from nih_sched import embedded, reports
+from nih_sched import clock, embedded, reports
 from nih_sched.cli.options import LOOK, TABLE, settings_options
 from nih_sched.dialects import address
 from nih_sched.dialects.connect import identity
@@ -71,9 +71,9 @@ def print_facts(facts: list[tuple[str, str]], indent: str = "") -> None:
 @click.option("--watch", is_flag=True, help="Look again every 2 seconds, until Ctrl-C.")
 def status(settings: Settings, as_json: bool, watch: bool) -> None:
     """Print how the source does: rows by state, rate, workers and what they run, retries, Redis, failures."""
-    stopped = threading.Event()
+    stopped = clock.Bell()
     if watch:  # a look ends first: it has threads of its own, which nobody would wait for
-        signal.signal(signal.SIGINT, lambda number, frame: stopped.set())
+        signal.signal(signal.SIGINT, lambda number, frame: stopped.ring())
     with looking(settings) as desk:
         if not as_json:
             threading.Thread(target=_import_rich, daemon=True).start()  # while the database counts

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from typing import Any
 
 from nih_sched import clock
 
@@ -34,3 +36,39 @@ def test_a_nudge_that_doesnt_come_is_waited_for() -> None:
     nudge.wait(0.05)
     assert time.monotonic() - began >= 0.04
     nudge.close()
+
+
+def test_a_bell_may_be_rung_at_any_moment_of_a_wait() -> None:
+    """As a signal's handler does, which runs between two steps of whatever the main thread is at."""
+
+    def steps_of_a_wait(ring_at: int) -> int:
+        bell, step = clock.Bell(), 0
+
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            nonlocal step
+            step += 1
+            if step == ring_at:
+                bell.ring()
+            return trace
+
+        sys.settrace(trace)
+        bell.wait(0.01)
+        sys.settrace(None)
+        assert bell.rung == (step >= ring_at)
+        if bell.rung:
+            assert bell.wait(60)
+            assert bell.wait(60)
+        return step
+
+    def ring_at_each() -> None:
+        number = 1
+        while steps_of_a_wait(number) >= number:
+            number += 1
+        rung.append(number)
+
+    rung: list[int] = []
+    thread = threading.Thread(target=ring_at_each, daemon=True)  # it has a trace of its own, and may not come back
+    thread.start()
+    thread.join(10)
+    assert rung
+    assert rung[0] > 3
