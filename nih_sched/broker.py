@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from rq import Queue, Retry, get_current_job
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
@@ -158,9 +158,10 @@ class Standing(Enum):
 def standing(queue: Queue, rq_id: str) -> Standing:
     """Whether RQ still has work to do with a job."""
     try:
-        status = Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER).get_status()
+        job = Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER)
     except NoSuchJobError:
         return Standing.GONE
+    status = _status(job)
     if status == JobStatus.QUEUED:
         return Standing.QUEUED
     known = {JobStatus.STARTED: Standing.BUSY, JobStatus.SCHEDULED: Standing.SCHEDULED}
@@ -173,7 +174,11 @@ def holder(queue: Queue, rq_id: str) -> str | None:
         job = Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER)
     except NoSuchJobError:
         return None
-    return job.worker_name if job.get_status() == JobStatus.STARTED else None
+    return job.worker_name if _status(job) == JobStatus.STARTED else None
+
+
+def _status(job: Job) -> JobStatus:
+    return job.get_status(refresh=False)  # as it was fetched: asked for anew, one that has gone since is an error
 
 
 def withdraw(queue: Queue, rq_ids: Iterable[str]) -> None:
@@ -190,7 +195,7 @@ def withdraw(queue: Queue, rq_ids: Iterable[str]) -> None:
 def retire(queue: Queue, rq_id: str) -> None:
     """Remove a job that died with its worker from wherever RQ still shows it; RQ would find out in some minutes."""
     queue.intermediate_queue.remove(rq_id)
-    with contextlib.suppress(NoSuchJobError):
+    with contextlib.suppress(NoSuchJobError, InvalidJobOperation):  # the latter: it has gone since it was fetched
         Job.fetch(rq_id, connection=queue.connection, serializer=SERIALIZER).delete()
 
 

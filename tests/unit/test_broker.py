@@ -1,0 +1,49 @@
+"""What becomes of a job, asked while it vanishes: Redis is wiped, or a worker withdraws it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fakeredis
+import pytest
+from rq.job import Job
+
+from nih_sched import broker
+from nih_sched.broker import Queue, Send, Standing
+
+
+@pytest.fixture
+def queue() -> Queue:
+    made = broker.queue_of(fakeredis.FakeStrictRedis(), "jobs")
+    broker.send(made, [Send("one", (1,), (), 60.0)])
+    return made
+
+
+@pytest.fixture
+def vanishing(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    """Redis is wiped after each job that is fetched from it."""
+    fetch = Job.fetch
+
+    def fetch_and_wipe(*args: Any, **kwargs: Any) -> Job:
+        job = fetch(*args, **kwargs)
+        queue.connection.flushall()
+        return job
+
+    monkeypatch.setattr(Job, "fetch", fetch_and_wipe)
+    return queue
+
+
+def test_a_job_that_vanishes_while_it_is_looked_at_stands_as_it_was(vanishing: Queue) -> None:
+    assert broker.standing(vanishing, "one") is Standing.QUEUED
+    assert broker.standing(vanishing, "one") is Standing.GONE
+
+
+def test_nor_is_its_holder_an_error(vanishing: Queue) -> None:
+    assert broker.holder(vanishing, "one") is None
+    assert broker.holder(vanishing, "one") is None
+
+
+def test_nor_is_its_removal(vanishing: Queue) -> None:
+    broker.retire(vanishing, "one")
+    broker.retire(vanishing, "one")
+    assert broker.waiting(vanishing) == 0
