@@ -163,6 +163,8 @@ class Worker(StoppingWorker):
 
     def _after(self, job: Job, queue: Queue, *, died_in_hand: bool) -> None:
         """End what a horse that died had in hand, in its stead; RQ itself may be cut off from Redis at this moment."""
+        if self._warm is not None:
+            self._warm.heard()  # that it is done; not before RQ's alarm is off
         status, rusage = self._horse_end
         unvouched = self._kept.killed
         self._kept.dismount()  # the horse is gone; our own writing may take as long as the database is away
@@ -262,6 +264,7 @@ class Worker(StoppingWorker):
         while (answer := warm.answer(LOOK)) not in (DONE, TIRED):
             if answer == BEGUN:
                 self._begun = True
+                warm.heard()
             elif answer is None:
                 with _undisturbed():
                     self._look_after(warm.pid)

@@ -61,14 +61,19 @@ class WarmHorse:
             self._socket.sendall(json.dumps(order).encode() + b"\n")
 
     def answer(self, seconds: float) -> bytes | None:
-        """Its next answer; None when there was none within `seconds`."""
+        """Its next answer, the same one until heard() is called; None when there was none within `seconds`."""
         if not select.select([self._socket], [], [], seconds)[0]:
             # What it has forked may hold its end of the socket open; the system knows better.
             return None if os.waitid(os.P_PID, self.pid, GONE) is None else DEAD
         try:
-            return self._socket.recv(1)
+            return self._socket.recv(1, socket.MSG_PEEK)  # RQ's alarm may cut us short here, and none may get lost
         except OSError:
             return DEAD
+
+    def heard(self) -> None:
+        """Its last answer was taken note of; without one this does nothing."""
+        with contextlib.suppress(OSError):
+            self._socket.recv(1, socket.MSG_DONTWAIT)
 
     def bury(self, patience: float = 0.0) -> tuple[int | None, int | None, Any]:
         """Wait for its end, and end all of its process group; its pid, status and resource usage, as os.wait4 says.
