@@ -82,8 +82,10 @@ class Dialect:
     def wait_briefly(self, connection: Connection) -> None:
         """Have this transaction give up soon on a table or row that others have locked."""
 
-    def transaction(self, engine: Engine, *, hardly: bool = False) -> AbstractContextManager[Connection]:
-        """A transaction; `hardly` as of begin(), which is to be called on it."""
+    def transaction(
+        self, engine: Engine, *, hardly: bool = False, briefly: bool = False
+    ) -> AbstractContextManager[Connection]:
+        """A transaction; `hardly` as of begin(), and `briefly` as of wait_briefly(), which are to be called on it."""
         return engine.begin()
 
     @contextlib.contextmanager
@@ -114,6 +116,15 @@ class Dialect:
                 raise
         with self.reading(engine) as connection:
             return work(connection)
+
+    def write_at_once(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        """Run `work`, one statement that writes: without a transaction in whose middle one could freeze.
+
+        Args:
+            engine: where.
+            work: must be safe to run again after a commit whose answer was lost.
+        """
+        return self.read(engine, work)
 
     @contextlib.contextmanager
     def looking(self, engine: Engine, seconds: float) -> Iterator[Connection]:

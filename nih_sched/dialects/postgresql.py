@@ -118,7 +118,9 @@ class PostgreSQL(Dialect):
 
         return engine
 
-    def transaction(self, engine: Engine, *, hardly: bool = False) -> AbstractContextManager[Connection]:
+    def transaction(
+        self, engine: Engine, *, hardly: bool = False, briefly: bool = False
+    ) -> AbstractContextManager[Connection]:
         """On an engine of ours, with all that begin() would say."""
         if hardly and BEGINS in engine.get_execution_options():
             engine = with_option(engine, BEGINS, BEGIN + HARDLY)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
 from sqlalchemy.dialects import sqlite
@@ -19,13 +21,19 @@ from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
-from nih_sched.dialects.base import Dialect, Opened
+from nih_sched import clock
+from nih_sched.dialects.base import Dialect, Opened, with_option
 from nih_sched.dialects.data_version import DataVersion
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Word
 
-BUSY_SECONDS = 30.0
+BUSY_SECONDS, BRIEF_SECONDS = 30.0, 2.0  # for another writer; and where nobody may wait for long
+PATIENCE = "nih_sched_patience"  # an engine's option: seconds for which its transactions wait to begin
+STEP, LONG_STEP = 0.0005, 0.005  # seconds between tries to be the next writer, at first and later
+SOON = 0.05  # seconds that most writers need at most
 AGAIN = 0.01  # seconds between interruptions of what takes too long
+
+T = TypeVar("T")
 
 
 class SQLite(Dialect):
@@ -55,10 +63,28 @@ class SQLite(Dialect):
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                return
+            driver: Any = connection.connection.driver_connection
+            driver.execute("PRAGMA busy_timeout = 0")
+            try:
+                if not _begin_soon(driver, connection.get_execution_options().get(PATIENCE, BUSY_SECONDS)):
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")  # it says what is wrong
+            finally:
+                driver.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000:.0f}")
 
         return engine
+
+    def transaction(
+        self, engine: Engine, *, hardly: bool = False, briefly: bool = False
+    ) -> AbstractContextManager[Connection]:
+        """Waiting is over when it has begun, so this is where it must be brief."""
+        return (with_option(engine, PATIENCE, BRIEF_SECONDS) if briefly else engine).begin()
+
+    def write_at_once(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        """In a transaction, which waits for the writer before it in smaller steps than a statement by itself would."""
+        with engine.begin() as connection:
+            return work(connection)
 
     def prepare(self, engine: Engine) -> None:
         """Write-ahead log, so that readers and the writer don't wait for each other; stays set in the file.
@@ -173,6 +199,25 @@ class SQLite(Dialect):
         """
         code = getattr(error.orig, "sqlite_errorcode", None)
         return code is not None and code & 0xFF in {5, 6, 10, 13, 14, 15}
+
+
+def _begin_soon(driver: Any, patience: float) -> bool:
+    """Begin to write as soon as the writers before us have ended; False when that can't be had.
+
+    SQLite itself tries again after 1, 2, 5, 10, 15, 20, 25, 50 and then each 100 ms, while most of our transactions
+    take one or two: who has waited for long would get the lock last of all, and among them are leases to be renewed.
+    """
+    began = clock.monotonic()
+    while True:
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            waited = clock.monotonic() - began
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited >= patience:
+                return False
+            time.sleep(STEP if waited < SOON else LONG_STEP)
+        else:
+            return True
 
 
 def _interrupt(driver: Any, over: threading.Event, seconds: float) -> None:

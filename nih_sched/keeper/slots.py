@@ -10,14 +10,14 @@ import struct
 
 from nih_sched import clock
 
-# pid and birth of worker and horse; until when the horse is vouched for (boot clock); whether its lease is lost, and
-# whether it was killed for that; the lease
-_FORM = struct.Struct("=qqqqd??32s")
-_WORD, _INSTANT = struct.Struct("=q"), struct.Struct("=d")
+# pid and birth of worker and horse; until when the horse is vouched for (boot clock), by its keeper and by its own last
+# start; whether its lease is lost, and whether it was killed for that; the lease. Native words are never half written.
+_FORM = struct.Struct("@qqqqdd??32s")
+_WORD, _INSTANT, _INSTANTS = struct.Struct("@q"), struct.Struct("@d"), struct.Struct("@dd")
 _FIELDS = {"worker": (0, _WORD), "born": (8, _WORD), "horse": (16, _WORD), "horse_born": (24, _WORD)}
-_UNTIL = 32
-_FIELDS["until"] = _UNTIL, _INSTANT
-_LOST, _KILLED, _LEASE = 40, 41, 42
+_KEPT, _BEGUN = 32, 40
+_FIELDS |= {"kept": (_KEPT, _INSTANT), "begun": (_BEGUN, _INSTANT)}
+_LOST, _KILLED, _LEASE = 48, 49, 50
 _SIZE = 128  # a cache line of its own for each
 
 
@@ -48,7 +48,7 @@ class Slot:
     def occupy(self, worker: int, born: int, lease: str, until: float) -> None:
         """In the worker: it has taken a lease."""
         self._put("worker", 0)
-        _FORM.pack_into(self._memory, self._offset, 0, born, 0, 0, until, False, False, lease.encode())
+        _FORM.pack_into(self._memory, self._offset, 0, born, 0, 0, until, until, False, False, lease.encode())
         self._put("worker", worker)
 
     def leave(self) -> None:
@@ -58,7 +58,7 @@ class Slot:
 
     def mount(self, horse: int, born: int, until: float) -> None:
         """In the horse: it begins to run user code, vouched for until then."""
-        self.vouch(until)
+        self._put("begun", max(until, self._get("begun")))
         self._put("horse_born", born)
         self._put("horse", horse)
 
@@ -69,8 +69,7 @@ class Slot:
 
     def vouch(self, until: float) -> None:
         """In the keeper: the lease was renewed."""
-        if until > self.until:
-            self._put("until", until)
+        self._put("kept", max(until, self._get("kept")))
 
     def lose(self) -> None:
         """In the keeper: others take the worker for dead; it must take a new lease."""
@@ -99,7 +98,7 @@ class Slot:
     @property
     def until(self) -> float:
         """Until when the horse is vouched for, on the boot clock."""
-        return float(self._get("until"))
+        return max(float(self._get("kept")), float(self._get("begun")))
 
     @property
     def lease(self) -> str:
@@ -127,7 +126,7 @@ class Slot:
         """In the horse: whether nobody vouches for it any more."""
         # Asked before each row: without the properties' detours.
         lost = self._memory[self._offset + _LOST] != 0
-        return bool(lost or clock.boot() >= _INSTANT.unpack_from(self._memory, self._offset + _UNTIL)[0])
+        return bool(lost or clock.boot() >= max(_INSTANTS.unpack_from(self._memory, self._offset + _KEPT)))
 
     def _put(self, name: str, value: float) -> None:
         offset, form = _FIELDS[name]

@@ -20,8 +20,8 @@ from nih_sched.runner.tail import Tail
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
 # what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled
 _UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _START = 0, 8, 16, 24, 32, 40, 48, 64
-_SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("=q"), struct.Struct("=d")
-_CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("=qq"), struct.Struct("=qqqq")
+_SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("@q"), struct.Struct("@d")  # native words are read whole
+_CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("@qq"), struct.Struct("@qqqq")
 PATIENCE = 60.0  # seconds for which a horse waits for its worker, which may be waiting for the database
 UNHEARD = 79  # a horse's exit code
 

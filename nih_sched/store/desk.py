@@ -65,9 +65,10 @@ class Desk:
         """
 
         def once() -> T:
-            with self.dialect.transaction(self.engine, hardly=hardly) as connection:
+            briefly = patience < PATIENCE
+            with self.dialect.transaction(self.engine, hardly=hardly, briefly=briefly) as connection:
                 self.dialect.begin(connection, hardly=hardly)
-                if patience < PATIENCE:
+                if briefly:
                     self.dialect.wait_briefly(connection)
                 return work(connection)
 

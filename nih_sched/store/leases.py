@@ -75,7 +75,7 @@ class Leases:
         statement = update(self._leases).where(alive).values(beat=c.beat + 1, lease_until=After(seconds))
         if self._at_once(lambda connection: connection.execute(statement).rowcount) == len(leases):
             return set(leases)
-        return set(self._at_once(lambda connection: connection.execute(select(c.id).where(alive)).scalars().all()))
+        return set(self._read(lambda connection: connection.execute(select(c.id).where(alive)).scalars().all()))
 
     def release(self, lease: str) -> None:
         """End the lease of a worker that has nothing in hand any more."""
@@ -87,7 +87,7 @@ class Leases:
         query = select(c.id, c.worker, c.host, c.pid, c.born, c.horse, c.horse_born, c.seconds, c.beat, c.died)
         if host is not None:
             query = query.where(c.host == host)
-        return [Lease(*row) for row in self._at_once(lambda connection: connection.execute(query).all())]
+        return [Lease(*row) for row in self._read(lambda connection: connection.execute(query).all())]
 
     def end(self, lease: str, how: str, beat: int | None = None) -> bool:
         """Declare a lease dead; with `beat`, only if it hasn't been renewed since it had that."""
@@ -122,5 +122,8 @@ class Leases:
             return work(connection)
 
     def _at_once(self, work: Callable[[Connection], Any]) -> Any:
-        # One statement, without a transaction in whose middle we could freeze and keep others from declaring us dead.
+        # In the middle of a transaction we could freeze, and keep others from declaring us dead.
+        return dialect_of(self._engine).write_at_once(self._engine, work)
+
+    def _read(self, work: Callable[[Connection], Any]) -> Any:
         return dialect_of(self._engine).read(self._engine, work)

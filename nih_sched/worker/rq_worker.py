@@ -307,6 +307,7 @@ class Worker(StoppingWorker):
         """In the horse: SIGTERM and Ctrl-C meant for all are the worker's business; its death is not."""
         host.name_process("sched-horse")
         host.die_with(self.pid or 0)
+        host.wake_promptly()
         runner.install_interrupts()
 
     @property

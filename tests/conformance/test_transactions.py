@@ -156,6 +156,27 @@ def test_a_busy_database_is_waited_for_and_said_to_be(
     assert 1 < len(turns) < 6
 
 
+@only("sqlite")
+def test_who_may_not_wait_for_long_gives_up_on_a_file_that_another_writes_to(place: Place) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    held, over = threading.Event(), threading.Event()
+
+    def hold(connection: Any) -> None:
+        held.set()
+        over.wait(20)
+
+    holder = threading.Thread(target=lambda: desk.transact(hold))
+    holder.start()
+    assert held.wait(10)
+    with pytest.raises(OperationalError, match="locked"):
+        desk.transact(lambda connection: connection.execute(text("SELECT 1")), patience=0.5)
+    assert holder.is_alive()  # it gave up before that, as it may
+    over.set()
+    holder.join()
+    assert desk.transact(lambda connection: connection.scalar(text("SELECT 1")), patience=0.5) == 1
+
+
 @only("mariadb")
 def test_tls_on_the_loopback_is_for_those_who_ask(place: Place) -> None:
     connect(place.url).dispose()

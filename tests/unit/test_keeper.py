@@ -97,6 +97,24 @@ def test_being_vouched_for_never_ends_earlier_than_it_was_said() -> None:
     assert slot.until == 300.0
 
 
+def test_a_renewal_that_comes_late_takes_nothing_from_a_start_since() -> None:
+    # Keeper and horse write at the same moment: neither may undo what the other has just written.
+    slot = Slots(1).slots[0]
+    slot.occupy(1, 2, "a", 100.0)
+    seen = slot._get
+
+    def start_meanwhile(name: str) -> float:
+        before = float(seen(name))
+        if name == "kept":
+            slot.mount(3, 4, 900.0)
+        return before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slot, "_get", start_meanwhile)
+        slot.vouch(200.0)
+    assert slot.until == 900.0
+
+
 def test_a_horse_lapses_when_its_time_is_over_or_its_lease_is_lost() -> None:
     slot = Slots(1).slots[0]
     slot.occupy(1, 2, "a", clock.boot() - 1.0)
