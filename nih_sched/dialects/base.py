@@ -228,7 +228,14 @@ class Dialect:
         )
 
     def select_each(
-        self, facts: Sequence[Any], id_: Column[Any], text: Column[Any], start: Start, texts: Sequence[str]
+        self,
+        facts: Sequence[Any],
+        id_: Column[Any],
+        text: Column[Any],
+        start: Start,
+        texts: Sequence[str],
+        *,
+        only: Sequence[ColumnElement[bool]] = (),
     ) -> Select[Any]:
         """Select from the records that hold one of these texts.
 
@@ -238,9 +245,10 @@ class Dialect:
             text: the column that holds the text.
             start: makes of a text what an index finds: its start.
             texts: which ones.
+            only: what else is true of the records.
         """
         starts = dict.fromkeys(start(one) for one in texts)
-        return select(*facts).where(start(text).in_(list(starts)), text.in_(texts))
+        return select(*facts).where(start(text).in_(list(starts)), text.in_(texts), *only)
 
     def index_ddl(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> str:
         """The index that makes finding ready rows cheap."""

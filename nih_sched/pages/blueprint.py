@@ -24,10 +24,12 @@ from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
 from nih_sched.store.history import History
+from nih_sched.store.listing import LONGEST
 from nih_sched.store.rows import parse_key
 
 PAGES = "pages"
 ROWS = 50  # on one page
+QUICK = 0.25  # seconds for which failures are looked for, until somebody asks for more
 GROUP_SECONDS = 5.0  # for which a press requeues rows of a group; a chunk that has begun is ended
 STATES = tuple(state.value for state in State)
 SPANS = {"15m": 900.0, "1h": 3600.0, "1d": 86400.0, "7d": 604800.0}
@@ -137,9 +139,12 @@ def row_of(place: Place) -> str:
 
 def failures(place: Place) -> str:
     """Failed rows by the kind and place of their errors."""
-    found, error = reports.groups(place.desk), flask.request.args.get("error", "")
+    error = flask.request.args.get("error", "")  # of which group rows were requeued just now
+    further = bool(error) or "further" in flask.request.args
+    found = reports.groups(place.desk, LONGEST if further else QUICK)
     left = next((one.count for one in found.groups if one.error == error), 0)
-    return _render(place, "failures", found=found, done=links.told(left=left, more=found.stopped is not None))
+    done = links.told(left=left, more=found.was_cut)
+    return _render(place, "failures", found=found, done=done, may_look_further=found.was_cut and not further)
 
 
 def scrape(place: Place) -> flask.Response:

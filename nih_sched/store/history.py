@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, case, or_, select
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
@@ -73,6 +73,27 @@ class Record:
         return self.outcome in FINAL_FAILURES
 
 
+class Brief(NamedTuple):
+    """What lists need of an attempt: a record has much more, and is read by the thousand there."""
+
+    id: int
+    claim: int
+    attempt: int
+    is_head: bool
+    is_waiting: bool
+    outcome: str | None
+    error: str | None
+    finished_at: datetime | None
+
+    @property
+    def has_failed(self) -> bool:
+        """As a record's."""
+        return self.outcome in FINAL_FAILURES
+
+
+Either = TypeVar("Either", Record, Brief)
+
+
 @dataclass(frozen=True)
 class Texts:
     """The long texts of one attempt."""
@@ -126,31 +147,67 @@ class History:
 
     def of_rows(self, keys: Sequence[Key]) -> dict[Key, list[Record]]:
         """The records of several rows, each as of() gives them; rows without any aren't there."""
-        by_text = {encode_key(key): key for key in keys}
         found: dict[Key, list[Record]] = {}
+        for key, *facts in self._each(keys, self._columns()):
+            found.setdefault(key, []).append(_record(facts))
+        return {key: in_order(records) for key, records in found.items()}
+
+    def briefs(self, keys: Sequence[Key], *only: ColumnElement[bool]) -> dict[Key, list[Brief]]:
+        """As of_rows(), but what lists need of each record, and only records of which this is true."""
+        c = self._attempts.c
+        waits = and_(c.open_key.is_not(None), c.started_at.is_(None), c.due_at.is_not(None))
+        waits = and_(waits, or_(c.sent_at.is_(None), c.sent_at < c.due_at))
+        facts = [c.id, c.of_claim, c.attempt, case((waits, 1), else_=0), c.outcome, c.error, c.finished_at]
+        found: dict[Key, list[Brief]] = {}
+        for key, id_, of_claim, attempt, is_waiting, outcome, error, at in self._each(keys, facts, *only):
+            claim, is_head = of_claim or id_, of_claim is None
+            brief = Brief(id_, claim, attempt, is_head, bool(is_waiting), outcome, error, utc(at))
+            found.setdefault(key, []).append(brief)
+        return {key: in_order(records) for key, records in found.items()}
+
+    def since(self, keys: Sequence[Key], instant: datetime) -> set[Key]:
+        """To which of these rows something happened at or after an instant."""
+        c = self._attempts.c
+        lately = or_(c.finished_at >= instant, c.started_at >= instant, c.claimed_at >= instant)
+        return {key for key, _ in self._each(keys, [c.id], lately)}
+
+    def last_errors(self, keys: Sequence[Key]) -> dict[Key, str]:
+        """The reason of each row's last failure, where it has one."""
+        failures = self.briefs(keys, self._attempts.c.outcome.in_(FINAL_FAILURES))
+        reasons = self.reasons([records[0].id for records in failures.values()])
+        return {key: reasons.get(records[0].id) or "" for key, records in failures.items()}
+
+    def reasons(self, ids: Collection[int]) -> dict[int, str | None]:
+        """The reasons of these records."""
+        c = self._attempts.c
+        query = select(c.id, c.reason).where(self._desk.among(c.id, ids))
+        return dict(map(tuple, self._desk.read(lambda x: x.execute(query).all()))) if ids else {}
+
+    def _each(self, keys: Sequence[Key], facts: Sequence[Any], *only: ColumnElement[bool]) -> Iterator[Sequence[Any]]:
+        """A row's key and these facts, for each record of these rows of which `only` is true."""
+        by_text = {encode_key(key): key for key in keys}
         texts = list(by_text)
         for start in range(0, len(texts), AT_ONCE):
-            c, some = self._attempts.c, texts[start : start + AT_ONCE]
-            query = of_rows(self._desk.dialect, self._attempts, [c.row_key, *self._columns()], some)
+            some = texts[start : start + AT_ONCE]
+            query = of_rows(self._desk.dialect, self._attempts, [self._attempts.c.row_key, *facts], some, only)
             for row in self._desk.read(lambda x, q=query: x.execute(q).all()):  # type: ignore[misc]
-                found.setdefault(by_text[row[0]], []).append(_record(row[1:]))
-        return {key: in_order(records) for key, records in found.items()}
+                yield by_text[row[0]], *row[1:]
 
     def _columns(self) -> list[ColumnElement[Any]]:
         return [self._attempts.c[name] for name in NAMES]
 
 
-def in_order(records: Iterable[Record]) -> list[Record]:
+def in_order(records: Iterable[Either]) -> list[Either]:
     """Newest claim first, and within it the newest attempt."""
     return sorted(records, key=lambda one: (one.claim, one.attempt, one.is_head), reverse=True)
 
 
-def last_failure(records: Sequence[Record]) -> Record | None:
+def last_failure(records: Sequence[Either]) -> Either | None:
     """The newest attempt that ended badly."""
     return next((record for record in records if record.has_failed), None)
 
 
-def group_of(records: Sequence[Record]) -> str:
+def group_of(records: Sequence[Brief]) -> str:
     """By which failed rows are grouped: the kind and place of the last failure, or how it ended where it has none."""
     failure = last_failure(records)
     if failure is None:  # too many interruptions fail a row as well

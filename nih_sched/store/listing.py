@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, Select, and_, literal, literal_column, or_, select, union_all
@@ -16,44 +14,20 @@ from sqlalchemy.types import Text
 from nih_sched import clock
 from nih_sched.dialects.base import reason
 from nih_sched.errors import UsageError
-from nih_sched.model import Key, State, Word
+from nih_sched.model import Key
 from nih_sched.store.desk import Desk
-from nih_sched.store.history import History, Record, group_name, group_of, last_failure
-from nih_sched.table import fit
+from nih_sched.store.history import History, Record
+from nih_sched.store.selection import Selection, fitting
 
 LONGEST = 2.0  # seconds for which rows are looked through
 AT_ONCE = 0.3  # seconds in which the database may find the rows by itself, before we walk
 SOON = 0.1  # seconds in which it may find them in the order of their keys, where it has another way
-SCANNED = 20_000  # rows of one step of the walk
-PAGE = 400  # rows whose records are looked at together: SQLite joins at most 500 SELECTs
-LEDGERS = re.compile(r"\berror\b", re.IGNORECASE)  # what --where may say of a row beyond its columns
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What rows are asked for; what isn't said doesn't matter.
-
-    Args:
-        words: the status column holds one of these.
-        where: SQL over the row's columns, and `error`: the reason of the row's last failed attempt.
-        since: something happened to the row, as the ledger has it, at or after this instant.
-        text: its key, its texts or its last error contain this.
-        error: its last failure is of this group, by kind and place.
-        waiting: it waits for its next attempt (True), or doesn't (False).
-    """
-
-    words: tuple[Word, ...] | None = None
-    where: str | None = None
-    since: datetime | None = None
-    text: str | None = None
-    error: str | None = None
-    waiting: bool | None = None
-
-    @property
-    def asks_the_ledger(self) -> bool:
-        """Whether the table alone can't tell."""
-        asked = (self.since, self.text, self.error, self.waiting)
-        return any(one is not None for one in asked) or bool(self.where and LEDGERS.search(self.where))
+SCANNED, MOST = 20_000, 640_000  # rows of the walk's first step, and of its longest
+LEAST = 0.1  # seconds that the first one may take, however little time is left
+QUICK = 0.05  # seconds that a step may take for the next one to be twice as long
+PAGE = 400  # rows whose records are looked at together: SQLite joins at most 500 SELECTs, and values may be long
+KEYS, MOST_KEYS = 1000, 16_000  # keys alone that are read together: at first, and at most
+SHARE = 2 / 3  # of the time that is left, for reading keys before they are looked at
 
 
 @dataclass(frozen=True)
@@ -75,6 +49,15 @@ class Page:
     was_cut: bool = False  # whether time ran out
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Some of the rows that fit as far as the table can tell."""
+
+    keys: list[Key]
+    behind: Key | None  # the table was looked through up to this key
+    is_last: bool  # and to its end
+
+
 class Listing:
     """Walks the table of a source."""
 
@@ -82,6 +65,7 @@ class Listing:
         self._desk = desk
         self._rows = desk.rows
         self._history = History(desk)
+        self._too_slow = 0  # ways to find rows at once that were: they aren't tried again
 
     def check(self, where: str) -> None:
         """Hold a person's SQL against the table.
@@ -105,6 +89,7 @@ class Listing:
         after: Key | None = None,
         descending: bool = False,
         seconds: float = LONGEST,
+        bare: bool = False,
     ) -> Page:
         """The first rows that fit.
 
@@ -114,21 +99,22 @@ class Listing:
             after: only rows behind this key.
             descending: whether the greatest keys come first.
             seconds: when to stop looking.
+            bare: their keys alone are wanted, and no values.
         """
         until = clock.monotonic() + seconds
         if selection.where:
             self.check(selection.where)
         if not selection.asks_the_ledger:
-            page = self._of_table(selection, limit, after, descending, until)
-        else:
-            page = self._of_both(selection, limit, after, descending, until)
-        if len(page.rows) > limit:
-            page = Page(page.rows[:limit], next=page.rows[limit - 1].key)
-        return page
+            return _cut(self._of_table(selection, limit, after, descending, until, bare=bare), limit)
+        page = _cut(self._of_both(selection, limit, after, descending, until), limit)
+        rows = page.rows if bare or selection.text is not None else self._filled(page.rows)
+        return Page(rows, page.next, page.stopped, page.was_cut)
 
     def with_records(self, page: Page) -> Page:
         """The same rows with their records."""
-        return Page(self._recorded(page.rows), page.next, page.stopped, page.was_cut)
+        records = self._history.of_rows([row.key for row in page.rows])
+        rows = [Found(row.key, row.values, records.get(row.key, [])) for row in page.rows]
+        return Page(rows, page.next, page.stopped, page.was_cut)
 
     def keys(self, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
         """The keys of all rows that fit, as they are found: however long it takes, or until time is over."""
@@ -138,7 +124,8 @@ class Listing:
             patience = LONGEST if until is None else min(LONGEST, until - clock.monotonic())
             if patience <= 0:
                 return
-            page = self.page(selection, 1000 if left is None else min(1000, left), after=after, seconds=patience)
+            most = 1000 if left is None else min(1000, left)
+            page = self.page(selection, most, after=after, seconds=patience, bare=True)
             yield from (row.key for row in page.rows)
             left = None if left is None else left - len(page.rows)
             if page.was_cut and patience < LONGEST:
@@ -149,26 +136,38 @@ class Listing:
             if after is None:
                 return
 
-    def _of_table(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
-        whole = self._query(selection, after, None, limit + 1, descending=descending)
+    def _of_table(
+        self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float, *, bare: bool
+    ) -> Page:
+        whole = self._query(selection, after, None, limit + 1, descending=descending, bare=bare)
         ways = [(AT_ONCE, whole)]
         if self._desk.dialect.sorts_quicker:
             ways = [(SOON, whole), (AT_ONCE, self._sorted(whole, limit + 1, descending))]
-        for seconds, query in ways:
+        now = clock.monotonic()
+        half = now + (until - now) / 2  # the rest is left for a walk, which says how far it came
+        for seconds, query in ways[self._too_slow :]:
             try:
-                return Page(self._run(query, min(seconds, until - clock.monotonic())))
+                return Page(self._run(query, min(seconds, half - clock.monotonic()), bare=bare))
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
                     raise
+                self._too_slow += 1
+        return self._walk(selection, limit, after, descending, until, bare=bare)
+
+    def _walk(
+        self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float, *, bare: bool
+    ) -> Page:
         rows: list[Found] = []
+        start, scanned = after, SCANNED
         while len(rows) <= limit:
-            left = until - clock.monotonic()
+            began = clock.monotonic()
+            left = max(until - began, LEAST if after == start else 0.0)
             if left <= 0:
                 return Page(rows, stopped=after, was_cut=True)
             try:
-                last = self._step(after, descending, left)
-                query = self._query(selection, after, last, limit + 1 - len(rows), descending=descending)
-                rows += self._run(query, left)
+                last = self._step(after, scanned, descending, left)
+                query = self._query(selection, after, last, limit + 1 - len(rows), descending=descending, bare=bare)
+                rows += self._run(query, left, bare=bare)
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
                     raise
@@ -176,66 +175,78 @@ class Listing:
             if last is None:
                 break
             after = last
+            if clock.monotonic() - began < QUICK:
+                scanned = min(2 * scanned, MOST)
         return Page(rows)
+
+    def stretches(
+        self, selection: Selection, *, until: float, after: Key | None = None, descending: bool = False
+    ) -> Iterator[Stretch]:
+        """The keys of rows that fit as far as the table can tell, in their order; ends when time is over.
+
+        Args:
+            selection: what is asked for.
+            until: when time is over, by the boot clock; the first keys are given in any case.
+            after: only rows behind this key.
+            descending: whether the greatest keys come first.
+        """
+        most = KEYS
+        while (left := until - clock.monotonic()) > 0:
+            page = self._of_table(selection, most, after, descending, until - left * (1 - SHARE), bare=True)
+            page = _cut(page, most)
+            keys = [row.key for row in page.rows]
+            for start in range(0, max(1, len(keys)), PAGE):
+                if start and clock.monotonic() >= until:
+                    return
+                some, is_end = keys[start : start + PAGE], start + PAGE >= len(keys)
+                behind = page.stopped if page.was_cut and is_end else some[-1] if some else after
+                yield Stretch(some, behind, is_end and page.next is None and not page.was_cut)
+            if behind == after:
+                return  # not one step was quick enough
+            after, most = behind, min(4 * most, MOST_KEYS)
 
     def _of_both(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
-        asks = bool(selection.where and LEDGERS.search(selection.where))
-        first = Selection(selection.words, None if asks else selection.where)
+        first = Selection(selection.words, None if selection.where_asks else selection.where)
         rows: list[Found] = []
-        while len(rows) <= limit:
-            if clock.monotonic() >= until:
-                return Page(rows, stopped=after, was_cut=True)
-            page = self._of_table(first, PAGE, after, descending, until)
-            some = page.rows[:PAGE]
-            fit = [row for row in self._recorded(some) if self._fits(selection, row)]
-            rows += self._by_where(selection, fit) if asks and fit else fit
-            if page.was_cut:
-                return Page(rows, stopped=page.stopped, was_cut=True)
-            if len(page.rows) <= PAGE:
-                break
-            after = some[-1].key
-        return Page(rows)
+        for stretch in self.stretches(first, until=until, after=after, descending=descending):
+            rows += self._fitting(selection, stretch.keys)
+            if stretch.is_last or len(rows) > limit:
+                return Page(rows)
+            after = stretch.behind
+        return Page(rows, stopped=after, was_cut=True)
 
-    def _recorded(self, rows: Sequence[Found]) -> list[Found]:
-        records = self._history.of_rows([row.key for row in rows])
-        return [Found(row.key, row.values, records.get(row.key, [])) for row in rows]
+    def _fitting(self, selection: Selection, keys: Sequence[Key]) -> list[Found]:
+        bare = [Found(key, {}, []) for key in keys]
+        rows = bare if selection.text is None else self._filled(bare)
+        fit = fitting(self._history, selection, {row.key: row.values for row in rows})
+        rows = [row for row in rows if row.key in fit]
+        return self._by_where(selection, rows) if selection.where_asks and rows else rows
 
-    def _fits(self, selection: Selection, row: Found) -> bool:
-        failure = last_failure(row.records)
-        if selection.error is not None and group_of(row.records) != group_name(selection.error):
-            return False
-        if selection.waiting is not None and any(one.is_waiting for one in row.records) != selection.waiting:
-            return False
-        if selection.since is not None and not _is_since(row.records, selection.since):
-            return False
-        if selection.text is not None:
-            wanted = selection.text.casefold()
-            texts = [*map(str, row.values.values()), failure.reason or "" if failure else ""]
-            return any(wanted in text.casefold() for text in texts)
-        return True
+    def _filled(self, rows: Sequence[Found]) -> list[Found]:
+        """The same rows with their values; one that is gone by now isn't there."""
+        found: dict[Key, Found] = {}
+        for start in range(0, len(rows), PAGE):
+            some = rows[start : start + PAGE]
+            query = select(*self._rows.table.columns).where(self._desk.keyed([row.key for row in some]))
+            found |= {row.key: row for row in self._run(query, LONGEST)}
+        return [found[row.key] for row in rows if row.key in found]
 
     def _by_where(self, selection: Selection, rows: Sequence[Found]) -> list[Found]:
-        errors = {}
-        for row in rows:
-            failure = last_failure(row.records)
-            errors[row.key] = failure.reason if failure else None
+        keys = [row.key for row in rows]
+        errors = dict.fromkeys(keys) | self._history.last_errors(keys)
         query = self._query(selection, None, None, len(rows), descending=False, errors=errors)
         fit = {found.key for found in self._run(query, LONGEST)}
         return [row for row in rows if row.key in fit]
 
-    def _step(self, after: Key | None, descending: bool, seconds: float) -> Key | None:
-        """The key at the end of the walk's next step; None when that is the table's end."""
+    def _step(self, after: Key | None, length: int, descending: bool, seconds: float) -> Key | None:
+        """The key at the end of the walk's next step of so many rows; None when that is the table's end."""
         keys = self._rows.keys
-        query = select(*keys).order_by(*in_key_order(keys, descending)).limit(SCANNED)
+        query = select(*keys).order_by(*in_key_order(keys, descending)).limit(1).offset(length - 1)
         if after is not None:
             query = query.where(beyond(keys, after, descending))
-        step = query.subquery()
-        columns = [step.c[key.name] for key in keys]
-        last = select(*columns, select(literal_column("count(*)")).select_from(step).scalar_subquery().label("n"))
-        last = last.order_by(*in_key_order(columns, not descending)).limit(1)
         with self._desk.dialect.looking(self._desk.engine, seconds) as connection:
-            row = connection.execute(last).one_or_none()
-        return None if row is None or row[-1] < SCANNED else tuple(row)[:-1]
+            row = connection.execute(query).one_or_none()
+        return None if row is None else tuple(row)
 
     def _query(
         self,
@@ -245,10 +256,11 @@ class Listing:
         limit: int,
         *,
         descending: bool,
+        bare: bool = False,
         errors: dict[Key, str | None] | None = None,
     ) -> Select[Any]:
         rows, table = self._rows, self._rows.table
-        query = select(*table.columns)
+        query = select(*(rows.keys if bare else table.columns))
         if errors is not None and "error" not in rows.columns:
             given = self._given(errors)
             same = [key == given.c[f"nih_sched_{n}"] for n, key in enumerate(rows.keys)]
@@ -286,40 +298,21 @@ class Listing:
         ]
         return union_all(*selects).subquery("nih_sched_given") if len(selects) > 1 else selects[0].subquery("given")
 
-    def _run(self, query: Select[Any], seconds: float) -> list[Found]:
+    def _run(self, query: Select[Any], seconds: float, *, bare: bool = False) -> list[Found]:
         names, count = self._rows.columns, len(self._rows.columns)
         at = [names.index(key.name) for key in self._rows.keys]
         with self._desk.dialect.looking(self._desk.engine, max(0.01, seconds)) as connection:
             found = connection.execute(query).all()
+        if bare:
+            return [Found(tuple(row), {}, []) for row in found]
         return [
             Found(tuple(row[n] for n in at), dict(zip(names, tuple(row)[:count], strict=True)), []) for row in found
         ]
 
 
-def words_of(desk: Desk, state: str) -> tuple[tuple[Word, ...], bool | None]:
-    """The words that a person means by a state's name or a word, and whether such rows wait for a retry.
-
-    Raises:
-        UsageError: neither.
-    """
-    words = desk.rows.words
-    if state in State.__members__.values():
-        wanted = State(state)
-        shared = words[State.RETRYING] == words[State.QUEUED] and wanted in (State.RETRYING, State.QUEUED)
-        return (words[wanted],), (wanted is State.RETRYING) if shared else None
-    for word in words.values():
-        if str(word) == state:
-            return (word,), None
-    try:
-        return (fit(desk.rows.status, state),), None
-    except ValueError as error:
-        names = ", ".join(one.value for one in State)
-        raise UsageError(reason=f"{state!r} is no state: expected {names}, or a word ({error}).") from error
-
-
-def _is_since(records: Sequence[Record], since: datetime) -> bool:
-    times = (t for one in records for t in (one.finished_at, one.started_at, one.claimed_at) if t is not None)
-    return any(instant >= since for instant in times)
+def _cut(page: Page, limit: int) -> Page:
+    """At most so many of its rows."""
+    return Page(page.rows[:limit], next=page.rows[limit - 1].key) if len(page.rows) > limit else page
 
 
 def in_key_order(keys: Sequence[Any], descending: bool) -> list[Any]:

@@ -28,8 +28,10 @@ from nih_sched.errors import NoSuchRow, UsageError
 from nih_sched.model import Key, Outcome
 from nih_sched.reports import words
 from nih_sched.store import Desk
-from nih_sched.store.listing import Listing, Selection
+from nih_sched.store.history import History
+from nih_sched.store.listing import Listing
 from nih_sched.store.overview import Overview
+from nih_sched.store.selection import Selection
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -239,24 +241,51 @@ def test_what_takes_too_long_stops_and_says_how_far_it_came(place: Place, monkey
 def test_a_walk_in_steps_finds_what_a_statement_would(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.jobs(*["Pending", "Done", "Draft"] * 7)
     desk = place.desk()
-    monkeypatch.setattr("nih_sched.store.listing.SCANNED", 4)
+    monkeypatch.setattr("nih_sched.store.listing.SCANNED", 2)
+    monkeypatch.setattr("nih_sched.store.listing.MOST", 4)
     monkeypatch.setattr("nih_sched.store.listing.SOON", -1.0)
     monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", -1.0)
     real, calls = Listing._run, []
 
-    def first_is_overdue(self: Listing, query: Any, seconds: float) -> Any:
+    def first_is_overdue(self: Listing, query: Any, seconds: float, **how: Any) -> Any:
         calls.append(seconds)
         if seconds < 0:
             raise _overdue(desk)
-        return real(self, query, seconds)
+        return real(self, query, seconds, **how)
 
     monkeypatch.setattr(Listing, "_run", first_is_overdue)
     assert fit(desk, state="Done") == [2, 5, 8, 11, 14, 17, 20]
     assert fit(desk, state="Done", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     assert len(calls) > 10
+    monkeypatch.setattr("nih_sched.store.listing.KEYS", 3)
+    monkeypatch.setattr("nih_sched.store.listing.PAGE", 2)
+    assert fit(desk, state="Done", text="n") == [2, 5, 8, 11, 14, 17, 20]
+    assert fit(desk, 3, state="Done", text="n", after=(5,)) == [8, 11, 14]
+    assert fit(desk, state="Done", where="error IS NULL", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", 5.0)  # whatever other way the database has
     assert fit(desk, state="Done", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     assert fit(desk, state="Done", where="id > 8") == [11, 14, 17, 20]
+
+
+def test_failures_are_grouped_as_far_as_there_is_time_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs(*["Failed", "Done"] * 9)
+    desk = place.desk()
+    monkeypatch.setattr("nih_sched.store.listing.PAGE", 4)
+    now, real = [0.0], History.briefs
+
+    def slowly(self: History, keys: Any, *only: Any) -> Any:
+        now[0] += 5
+        return real(self, keys, *only)
+
+    monkeypatch.setattr(History, "briefs", slowly)
+    monkeypatch.setattr("nih_sched.store.listing.clock.monotonic", lambda: now[0])
+    found = reports.groups(desk, 9.0)
+    assert (found.looked_at, found.was_cut, found.stopped) == (8, True, (3,))
+    assert [(one.error, one.count) for one in found.groups] == [("not by us", 8)]
+    assert found.sentence == "Of the newest 8 failed rows alone, down to key 3: 9 s were over."
+    assert found.as_json()["complete"] is False
+    found = reports.groups(desk, 500.0)
+    assert (found.looked_at, found.was_cut, found.stopped, found.sentence) == (9, False, None, "")
 
 
 def _overdue(desk: Desk) -> Exception:

@@ -323,6 +323,18 @@ def test_a_huge_group_is_requeued_press_by_press(site: Site, monkeypatch: pytest
         assert said in site.get("/failures?done=group&count=500&error=not+by+us").text
 
 
+def test_failures_are_looked_for_further_only_when_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.work.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
+    assert "Look further" not in site.get("/failures").text
+    monkeypatch.setattr("nih_sched.pages.blueprint.QUICK", 0.0)
+    page = site.get("/failures").text
+    assert "None found so far." in page
+    (further,) = re.findall(r'<a href="([^"]*)">Look further</a>', page)
+    page = site.get(unescape(further)).text
+    assert "1 failed rows" in page
+    assert "Look further" not in page
+
+
 def test_what_a_page_says_is_ours(site: Site) -> None:
     site.work.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
     for path in ("/rows/1", "/row?key=1", "/failures", "/"):
