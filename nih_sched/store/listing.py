@@ -27,7 +27,7 @@ LEAST = 0.1  # seconds that the first one may take, however little time is left
 QUICK = 0.05  # seconds that a step may take for the next one to be twice as long
 PAGE = 400  # rows whose records are looked at together: SQLite joins at most 500 SELECTs, and values may be long
 KEYS, MOST_KEYS = 1000, 16_000  # keys alone that are read together: at first, and at most
-SHARE = 2 / 3  # of the time that is left, for reading keys before they are looked at
+SHARE = 2 / 3  # of the time that is left: for reading keys before they are looked at, and of that for all but the walk
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,15 @@ class Stretch:
 
 
 class Listing:
-    """Walks the table of a source."""
+    """Walks the table of a source.
 
-    def __init__(self, desk: Desk) -> None:
+    Args:
+        desk: the source's.
+        at_once: seconds in which the database may find the rows by itself, before we walk; None: as a page has them.
+    """
+
+    def __init__(self, desk: Desk, at_once: float | None = None) -> None:
+        self._at_once = at_once
         self._desk = desk
         self._rows = desk.rows
         self._history = History(desk)
@@ -140,14 +146,15 @@ class Listing:
         self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float, *, bare: bool
     ) -> Page:
         whole = self._query(selection, after, None, limit + 1, descending=descending, bare=bare)
-        ways = [(AT_ONCE, whole)]
+        at_once = AT_ONCE if self._at_once is None else self._at_once
+        ways = [(at_once, whole)]
         if self._desk.dialect.sorts_quicker:
-            ways = [(SOON, whole), (AT_ONCE, self._sorted(whole, limit + 1, descending))]
+            ways = [(SOON, whole), (at_once, self._sorted(whole, limit + 1, descending))]
         now = clock.monotonic()
-        half = now + (until - now) / 2  # the rest is left for a walk, which says how far it came
+        end_of_ways = now + (until - now) * SHARE  # the rest is left for a walk, which says how far it came
         for seconds, query in ways[self._too_slow :]:
             try:
-                return Page(self._run(query, min(seconds, half - clock.monotonic()), bare=bare))
+                return Page(self._run(query, min(seconds, end_of_ways - clock.monotonic()), bare=bare))
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
                     raise
@@ -180,7 +187,13 @@ class Listing:
         return Page(rows)
 
     def stretches(
-        self, selection: Selection, *, until: float, after: Key | None = None, descending: bool = False
+        self,
+        selection: Selection,
+        *,
+        until: float,
+        after: Key | None = None,
+        descending: bool = False,
+        most: int = KEYS,
     ) -> Iterator[Stretch]:
         """The keys of rows that fit as far as the table can tell, in their order; ends when time is over.
 
@@ -189,8 +202,8 @@ class Listing:
             until: when time is over, by the boot clock; the first keys are given in any case.
             after: only rows behind this key.
             descending: whether the greatest keys come first.
+            most: keys that are read together at first.
         """
-        most = KEYS
         while (left := until - clock.monotonic()) > 0:
             page = self._of_table(selection, most, after, descending, until - left * (1 - SHARE), bare=True)
             page = _cut(page, most)
