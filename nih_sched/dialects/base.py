@@ -124,6 +124,11 @@ class Dialect:
         """
         raise NotImplementedError
 
+    @contextlib.contextmanager
+    def lenient(self, connection: Connection) -> Iterator[None]:
+        """Meanwhile a text that is none in its encoding is read with replacement characters: to be shown, no more."""
+        yield
+
     def is_overdue(self, error: DBAPIError) -> bool:
         """Whether a statement was ended because it took longer than looking() allows."""
         raise NotImplementedError

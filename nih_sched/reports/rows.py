@@ -165,7 +165,7 @@ def rows(
 
 def keys(desk: Desk, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
     """The keys of all rows that fit, however long it takes, or as many as are found in `seconds`."""
-    return Listing(desk).keys(selection, limit, seconds=seconds)
+    return Listing(desk, exact=True).keys(selection, limit, seconds=seconds)
 
 
 def groups(desk: Desk, seconds: float = LONGEST) -> Groups:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Select, and_, literal, literal_column, or_, select, union_all
+from sqlalchemy import Connection, Select, and_, literal, literal_column, or_, select, union_all
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import Text
 
 from nih_sched import clock
@@ -17,6 +17,7 @@ from nih_sched.errors import UsageError
 from nih_sched.model import Key
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import History, Record
+from nih_sched.store.order import beyond, in_key_order
 from nih_sched.store.selection import Selection, fitting
 
 LONGEST = 2.0  # seconds for which rows are looked through
@@ -64,10 +65,11 @@ class Listing:
     Args:
         desk: the source's.
         at_once: seconds in which the database may find the rows by itself, before we walk; None: as a page has them.
+        exact: the keys are to be acted on, not shown: one that is no text in its encoding is an error.
     """
 
-    def __init__(self, desk: Desk, at_once: float | None = None) -> None:
-        self._at_once = at_once
+    def __init__(self, desk: Desk, *, at_once: float | None = None, exact: bool = False) -> None:
+        self._at_once, self._exact = at_once, exact
         self._desk = desk
         self._rows = desk.rows
         self._history = History(desk)
@@ -251,13 +253,21 @@ class Listing:
         fit = {found.key for found in self._run(query, LONGEST)}
         return [row for row in rows if row.key in fit]
 
+    @contextlib.contextmanager
+    def _looking(self, seconds: float) -> Iterator[Connection]:
+        dialect = self._desk.dialect
+        with dialect.looking(self._desk.engine, seconds) as connection, contextlib.ExitStack() as stack:
+            if not self._exact:
+                stack.enter_context(dialect.lenient(connection))
+            yield connection
+
     def _step(self, after: Key | None, length: int, descending: bool, seconds: float) -> Key | None:
         """The key at the end of the walk's next step of so many rows; None when that is the table's end."""
         keys = self._rows.keys
         query = select(*keys).order_by(*in_key_order(keys, descending)).limit(1).offset(length - 1)
         if after is not None:
             query = query.where(beyond(keys, after, descending))
-        with self._desk.dialect.looking(self._desk.engine, seconds) as connection:
+        with self._looking(seconds) as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else tuple(row)
 
@@ -314,7 +324,7 @@ class Listing:
     def _run(self, query: Select[Any], seconds: float, *, bare: bool = False) -> list[Found]:
         names, count = self._rows.columns, len(self._rows.columns)
         at = [names.index(key.name) for key in self._rows.keys]
-        with self._desk.dialect.looking(self._desk.engine, max(0.01, seconds)) as connection:
+        with self._looking(max(0.01, seconds)) as connection:
             found = connection.execute(query).all()
         if bare:
             return [Found(tuple(row), {}, []) for row in found]
@@ -326,23 +336,3 @@ class Listing:
 def _cut(page: Page, limit: int) -> Page:
     """At most so many of its rows."""
     return Page(page.rows[:limit], next=page.rows[limit - 1].key) if len(page.rows) > limit else page
-
-
-def in_key_order(keys: Sequence[Any], descending: bool) -> list[Any]:
-    """What to order rows by."""
-    return [key.desc() for key in keys] if descending else list(keys)
-
-
-def beyond(keys: Sequence[Column[Any]], key: Key, descending: bool) -> ColumnElement[bool]:
-    """Rows behind this key, said so that an index on several columns is used on every database."""
-    first, part = keys[0], key[0]
-    if len(keys) == 1:
-        last: ColumnElement[bool] = first < part if descending else first > part
-        return last
-    parts: list[ColumnElement[bool]] = []
-    for n, (column, value) in enumerate(zip(keys, key, strict=True)):
-        same = [one == its for one, its in zip(keys[:n], key[:n], strict=True)]
-        parts.append(and_(*same, column < value if descending else column > value))
-    near = first <= part if descending else first >= part
-    behind: ColumnElement[bool] = and_(near, or_(*parts))
-    return behind

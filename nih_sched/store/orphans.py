@@ -13,7 +13,8 @@ from nih_sched import clock
 from nih_sched.model import FAILURES, Key, Outcome, State, open_key
 from nih_sched.store.claims import CHUNK
 from nih_sched.store.desk import Desk
-from nih_sched.store.listing import LONGEST, MOST_KEYS, Listing, in_key_order
+from nih_sched.store.listing import LONGEST, MOST_KEYS, Listing
+from nih_sched.store.order import in_key_order
 from nih_sched.store.selection import Selection
 
 
@@ -57,7 +58,7 @@ class Orphans:
         found: list[Orphan] = []
         behind: Key | None = None
         # Most of the time for one statement, which reads a table quicker than a walk does.
-        listing, chosen = Listing(self._desk, at_once=seconds / 2), Selection(self._words)
+        listing, chosen = Listing(self._desk, at_once=seconds / 2, exact=True), Selection(self._words)
         for stretch in listing.stretches(chosen, until=until, descending=True, most=MOST_KEYS):
             # Read anew: a row that was claimed and ended since the first look is none.
             found += self._desk.read(partial(self._unclaimed_of, keys=stretch.keys))
