@@ -92,7 +92,7 @@ def overview(place: Place) -> str:
     """How the source does."""
     status = reports.status(place.desk, place.redis_url(), created=place.settings.created_column)
     drawn = chart.draw(reports.hour(place.desk))
-    return _render(place, "overview", status=status, chart=drawn)
+    return _render(place, "overview", status=status, chart=drawn, show_key=show_key)
 
 
 def rows(place: Place) -> str:
@@ -115,6 +115,8 @@ def rows(place: Place) -> str:
         asked=kept,
         states=STATES,
         spans=SPANS,
+        longest=f"{LONGEST:g}",
+        show_key=show_key,
         further=None if beyond is None else links.rows(kept | {"after": show_key(beyond)}),
         first=links.rows(kept) if after else None,
     )

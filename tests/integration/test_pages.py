@@ -25,6 +25,7 @@ from nih_sched.ledger import Ledger
 from nih_sched.model import open_key
 from nih_sched.settings import load
 from nih_sched.store import Desk, open_desk
+from nih_sched.store.history import History
 from nih_sched.store.steering import Steering
 
 PASSWORD, TOKEN = "a påssword", "a-token"
@@ -373,6 +374,28 @@ def test_rows_are_found_page_by_page(site: Site) -> None:
         further = re.search(r'<a href="([^"]+)" rel="next"', page)
         path = further[1].replace("&amp;", "&") if further else None
     assert seen == list(range(1, 121, 2))
+
+
+def test_a_list_that_was_stopped_is_looked_for_further(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 10):
+        site.work.sql("INSERT INTO work VALUES (:id, 'Done', 'x')", id=number)
+    now, real = [0.0], History.last_errors
+
+    def slowly(self: History, keys: Any) -> Any:
+        now[0] += 1.5
+        return real(self, keys)
+
+    monkeypatch.setattr(History, "last_errors", slowly)
+    monkeypatch.setattr("nih_sched.store.listing.PAGE", 2)
+    monkeypatch.setattr("nih_sched.store.listing.clock.monotonic", lambda: now[0])
+    page = site.get("/rows?text=nothing").text
+    assert "None found so far." in page
+    assert "Looked for 2 s, as far as key 6." in page
+    (further,) = re.findall(r'<a href="([^"]+)" rel="next">Look further</a>', page)
+    page = site.get(unescape(further)).text
+    assert "as far as key 2." in page
+    (further,) = re.findall(r'<a href="([^"]+)" rel="next">Look further</a>', page)
+    assert "No rows." in site.get(unescape(further)).text
 
 
 def test_a_key_that_no_column_holds_is_of_no_row(site: Site) -> None:
