@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, and_, case, or_, select
@@ -12,7 +13,7 @@ from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now
 from nih_sched.ledger import of_row, of_rows
-from nih_sched.model import Key, Outcome, encode_key
+from nih_sched.model import Key, Outcome, Source, encode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.looks import FINAL_FAILURES
 
@@ -126,6 +127,14 @@ class History:
         self._desk = desk
         self._attempts = desk.ledger.attempts
 
+    @cached_property
+    def _of_the_table(self) -> tuple[ColumnElement[bool], ...]:
+        """A record says its row's key and its source alone: what sources of other tables have done is left out."""
+        c = self._desk.ledger.sources.c
+        sources = self._desk.read(lambda x: x.execute(select(c.name, c.facts)).all())
+        others = [name for name, facts in sources if Source.from_json(name, facts).table != self._desk.rows.name]
+        return (self._attempts.c.source.not_in(others),) if others else ()
+
     def now(self) -> datetime:
         """The database's clock."""
         instant: datetime = utc(self._desk.read(lambda c: c.execute(select(Now())).scalar_one()))
@@ -134,7 +143,7 @@ class History:
     def of(self, key: Key) -> list[Record]:
         """A row's records: the newest attempt first, or the one that is to come."""
         c = self._attempts.c
-        query = select(*self._columns()).where(of_row(self._attempts, encode_key(key)))
+        query = select(*self._columns()).where(of_row(self._attempts, encode_key(key)), *self._of_the_table)
         rows = self._desk.read(lambda x: x.execute(query.order_by(c.id.desc()).limit(MOST)).all())
         return in_order(map(_record, rows))
 
@@ -186,7 +195,7 @@ class History:
     def _each(self, keys: Sequence[Key], facts: Sequence[Any], *only: ColumnElement[bool]) -> Iterator[Sequence[Any]]:
         """A row's key and these facts, for each record of these rows of which `only` is true."""
         by_text = {encode_key(key): key for key in keys}
-        texts = list(by_text)
+        texts, only = list(by_text), (*only, *self._of_the_table)
         for start in range(0, len(texts), AT_ONCE):
             some = texts[start : start + AT_ONCE]
             query = of_rows(self._desk.dialect, self._attempts, [self._attempts.c.row_key, *facts], some, only)

@@ -166,6 +166,28 @@ def test_show_has_each_attempt_with_everything(place: Place) -> None:
         reports.show(desk, (2,))
 
 
+def test_two_tables_of_one_ledger_share_no_history(place: Place) -> None:
+    place.jobs("Pending", "Pending")
+    place.run("CREATE TABLE others (id int PRIMARY KEY, state varchar(20))")
+    place.run("INSERT INTO others VALUES (1, 'Pending')")
+    desk, other = place.desk(tries=0), place.desk(table="others", tries=0)
+    (one,) = claim(other, 1, tries=0)
+    start(other, one)
+    assert reports.show(desk, (1,)).attempts == ()
+    assert why(desk, 1, None).startswith("ready, but ")
+    assert why(other, 1).startswith("running for ")
+    finish(other, one, Outcome.FAILED, reason="theirs", error="A at x:1 in f")
+    place.run("UPDATE jobs SET state = 'Failed' WHERE id = 1")
+    assert [group.error for group in reports.groups(desk).groups] == ["not by us"]
+    assert (fit(desk, since=3600.0), fit(desk, text="theirs"), fit(desk, error="A at x:1 in f")) == ([], [], [])
+    assert (fit(other, since=3600.0), fit(other, text="theirs"), fit(other, error="A at x:1 in f")) == ([1], [1], [1])
+    (row,) = reports.rows(desk, reports.select(desk, state="failed"), 5).rows
+    assert (row.attempts, row.outcome, row.error) == (0, None, None)
+    narrow = place.desk(where="id = 2")  # another source of the same table: its claims are of the same rows
+    (two,) = claim(narrow, 1)
+    assert [one.record.claim for one in reports.show(desk, (2,)).attempts] == [two.id]
+
+
 def test_list_by_state_where_text_and_time(place: Place) -> None:
     place.jobs(*["Pending"] * 4, "Draft", "Done")
     desk = place.desk(tries=0)
