@@ -8,16 +8,19 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, and_, case, or_, select
+from sqlalchemy import Connection, and_, bindparam, case, func, or_, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
 
+from nih_sched import clock
 from nih_sched.dialects import Now
 from nih_sched.ledger import of_row, of_rows
-from nih_sched.model import Key, Outcome, Source, encode_key
+from nih_sched.model import Key, Outcome, Source, decode_key, encode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.looks import FINAL_FAILURES
 
 MOST = 2000  # records of one row that are read: --tries has a limit, and requeues have none
+STEP = 20_000  # records of the first step through the ledger
 AT_ONCE = 500  # rows whose records are looked up by one statement
 NOT_BY_US = "not by us"  # the group of failed rows of which the ledger knows no failure
 NAMES = (
@@ -176,9 +179,44 @@ class History:
 
     def since(self, keys: Sequence[Key], instant: datetime) -> set[Key]:
         """To which of these rows something happened at or after an instant."""
+        return {key for key, _ in self._each(keys, [self._attempts.c.id], self._since(instant))}
+
+    def lately(self, instant: datetime, most: int, *, until: float) -> list[Key] | None:
+        """The keys of all rows to which something happened at or after an instant, from the whole ledger.
+
+        Args:
+            instant: by the database's clock.
+            most: how many at most.
+            until: when time is over, by the boot clock.
+
+        Returns:
+            the keys; None if there are more, or time is over.
+        """
+        c, dialect = self._attempts.c, self._desk.dialect
+        ends = select(*(select(one(c.id)).scalar_subquery() for one in (func.min, func.max)))
+        first, last = self._desk.read(lambda x: x.execute(ends).one())
+        query = select(c.row_key).where(c.id > bindparam("behind"), c.id <= bindparam("up_to"), self._since(instant))
+        query = query.where(*self._of_the_table).limit(most + 1)
+        found: set[str] = set()
+        up_to, step = last or 0, STEP
+        while up_to >= (first or 1):
+            if (left := until - clock.monotonic()) <= 0:
+                return None
+            try:
+                with dialect.looking(self._desk.engine, left) as connection:
+                    found |= set(connection.execute(query, {"behind": up_to - step, "up_to": up_to}).scalars())
+            except DBAPIError as error:
+                if not dialect.is_overdue(error):
+                    raise
+                return None
+            if len(found) > most:
+                return None
+            up_to, step = up_to - step, 2 * step
+        return [decode_key(row_key) for row_key in found]
+
+    def _since(self, instant: datetime) -> ColumnElement[bool]:
         c = self._attempts.c
-        lately = or_(c.finished_at >= instant, c.started_at >= instant, c.claimed_at >= instant)
-        return {key for key, _ in self._each(keys, [c.id], lately)}
+        return or_(c.finished_at >= instant, c.started_at >= instant, c.claimed_at >= instant)
 
     def last_errors(self, keys: Sequence[Key]) -> dict[Key, str]:
         """The reason of each row's last failure, where it has one."""

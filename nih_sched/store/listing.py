@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, literal, literal_column, or_, select, union_all
+from sqlalchemy import Connection, Select, literal_column, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.types import Text
 
 from nih_sched import clock
 from nih_sched.dialects.base import reason
@@ -19,6 +18,7 @@ from nih_sched.store.desk import Desk
 from nih_sched.store.history import History, Record
 from nih_sched.store.order import beyond, in_key_order
 from nih_sched.store.selection import Selection, fitting
+from nih_sched.store.selects import Selects
 
 LONGEST = 2.0  # seconds for which rows are looked through
 AT_ONCE = 0.3  # seconds in which the database may find the rows by itself, before we walk
@@ -28,6 +28,9 @@ LEAST = 0.1  # seconds that the first one may take, however little time is left
 QUICK = 0.05  # seconds that a step may take for the next one to be twice as long
 PAGE = 400  # rows whose records are looked at together: SQLite joins at most 500 SELECTs, and values may be long
 KEYS, MOST_KEYS = 1000, 16_000  # keys alone that are read together: at first, and at most
+SPARSE = 0.1  # seconds after which rows of a time are sparse in the table
+SPARSE_OF_STATE = 0.5  # and among those of a state
+FEW = 5000  # rows of a time, that the ledger may tell of instead
 SHARE = 2 / 3  # of the time that is left: for reading keys before they are looked at, and of that for all but the walk
 
 
@@ -72,6 +75,7 @@ class Listing:
         self._at_once, self._exact = at_once, exact
         self._desk = desk
         self._rows = desk.rows
+        self._selects = Selects(desk)
         self._history = History(desk)
         self._too_slow = 0  # ways to find rows at once that were: they aren't tried again
 
@@ -82,7 +86,7 @@ class Listing:
             UsageError: it can't be used.
         """
         none = [tuple(None for _ in self._rows.keys)]
-        query = self._query(Selection(where=where), None, None, 1, descending=False, errors=dict.fromkeys(none))
+        query = self._selects.rows(Selection(where=where), None, None, 1, descending=False, errors=dict.fromkeys(none))
         try:
             with self._desk.dialect.looking(self._desk.engine, LONGEST) as connection:
                 connection.execute(query.where(literal_column("1") == literal_column("0"))).all()
@@ -147,11 +151,11 @@ class Listing:
     def _of_table(
         self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float, *, bare: bool
     ) -> Page:
-        whole = self._query(selection, after, None, limit + 1, descending=descending, bare=bare)
+        whole = self._selects.rows(selection, after, None, limit + 1, descending=descending, bare=bare)
         at_once = AT_ONCE if self._at_once is None else self._at_once
         ways = [(at_once, whole)]
         if self._desk.dialect.sorts_quicker:
-            ways = [(SOON, whole), (at_once, self._sorted(whole, limit + 1, descending))]
+            ways = [(SOON, whole), (at_once, self._selects.sorted_later(whole, limit + 1, descending))]
         now = clock.monotonic()
         end_of_ways = now + (until - now) * SHARE  # the rest is left for a walk, which says how far it came
         for seconds, query in ways[self._too_slow :]:
@@ -175,7 +179,9 @@ class Listing:
                 return Page(rows, stopped=after, was_cut=True)
             try:
                 last = self._step(after, scanned, descending, left)
-                query = self._query(selection, after, last, limit + 1 - len(rows), descending=descending, bare=bare)
+                query = self._selects.rows(
+                    selection, after, last, limit + 1 - len(rows), descending=descending, bare=bare
+                )
                 rows += self._run(query, left, bare=bare)
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
@@ -221,14 +227,40 @@ class Listing:
             after, most = behind, min(4 * most, MOST_KEYS)
 
     def _of_both(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
-        first = Selection(selection.words, None if selection.where_asks else selection.where)
+        if selection.since is None:
+            return self._through(selection, limit, after, descending, until)
+        now = clock.monotonic()
+        sparse = now + (SPARSE if selection.words is None else SPARSE_OF_STATE)
+        page = self._through(selection, limit, after, descending, min(until, sparse))
+        if not page.was_cut:
+            return page
+        # In the table there are few of them for a long way: perhaps the ledger has few in all.
+        keys = self._history.lately(selection.since, FEW, until=now + (until - now) * SHARE)
+        if keys is not None:
+            return self._among(keys, selection, limit, after, descending)
+        rest = self._through(selection, limit - len(page.rows), page.stopped, descending, until)
+        return Page(page.rows + rest.rows, stopped=rest.stopped, was_cut=rest.was_cut)
+
+    def _through(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
         rows: list[Found] = []
-        for stretch in self.stretches(first, until=until, after=after, descending=descending):
+        for stretch in self.stretches(selection.of_table, until=until, after=after, descending=descending):
             rows += self._fitting(selection, stretch.keys)
             if stretch.is_last or len(rows) > limit:
                 return Page(rows)
             after = stretch.behind
         return Page(rows, stopped=after, was_cut=True)
+
+    def _among(
+        self, keys: Sequence[Key], selection: Selection, limit: int, after: Key | None, descending: bool
+    ) -> Page:
+        query = self._selects.rows(selection.of_table, after, None, len(keys), descending=descending, bare=True)
+        found = self._run(query.where(self._desk.keyed(keys)), LONGEST, bare=True) if keys else []
+        rows: list[Found] = []
+        for start in range(0, len(found), PAGE):
+            rows += self._fitting(selection, [row.key for row in found[start : start + PAGE]])
+            if len(rows) > limit:
+                break
+        return Page(rows)
 
     def _fitting(self, selection: Selection, keys: Sequence[Key]) -> list[Found]:
         bare = [Found(key, {}, []) for key in keys]
@@ -249,7 +281,7 @@ class Listing:
     def _by_where(self, selection: Selection, rows: Sequence[Found]) -> list[Found]:
         keys = [row.key for row in rows]
         errors = dict.fromkeys(keys) | self._history.last_errors(keys)
-        query = self._query(selection, None, None, len(rows), descending=False, errors=errors)
+        query = self._selects.rows(selection, None, None, len(rows), descending=False, errors=errors)
         fit = {found.key for found in self._run(query, LONGEST)}
         return [row for row in rows if row.key in fit]
 
@@ -270,56 +302,6 @@ class Listing:
         with self._looking(seconds) as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else tuple(row)
-
-    def _query(
-        self,
-        selection: Selection,
-        after: Key | None,
-        last: Key | None,
-        limit: int,
-        *,
-        descending: bool,
-        bare: bool = False,
-        errors: dict[Key, str | None] | None = None,
-    ) -> Select[Any]:
-        rows, table = self._rows, self._rows.table
-        query = select(*(rows.keys if bare else table.columns))
-        if errors is not None and "error" not in rows.columns:
-            given = self._given(errors)
-            same = [key == given.c[f"nih_sched_{n}"] for n, key in enumerate(rows.keys)]
-            query = query.select_from(table.join(given, and_(*same)))
-        elif errors is not None:
-            query = query.where(rows.keyed(list(errors)))
-        if selection.words is not None:
-            query = query.where(or_(*(self._desk.dialect.is_word(rows.status, one) for one in selection.words)))
-        if selection.where:
-            # On a line of its own, so that a comment at its end doesn't swallow our parenthesis.
-            query = query.where(literal_column(f"({selection.where}\n)"))
-        if after is not None:
-            query = query.where(beyond(rows.keys, after, descending))
-        if last is not None:
-            query = query.where(or_(beyond(rows.keys, last, not descending), rows.keyed([last])))
-        return query.order_by(*in_key_order(rows.keys, descending)).limit(limit)
-
-    def _sorted(self, query: Select[Any], limit: int, descending: bool) -> Select[Any]:
-        """The same rows, found in whatever order the database likes, and sorted then: OFFSET keeps it from asking."""
-        found = query.order_by(None).limit(None).offset(literal_column("0")).subquery("nih_sched_found")
-        columns = [found.c[key.name] for key in self._rows.keys]
-        return select(*found.c).order_by(*in_key_order(columns, descending)).limit(limit)
-
-    def _given(self, errors: dict[Key, str | None]) -> Any:
-        """A table of keys and the errors that the ledger has for them."""
-        selects = [
-            select(
-                *(
-                    literal(part, column.type).label(f"nih_sched_{n}")
-                    for n, (part, column) in enumerate(zip(key, self._rows.keys, strict=True))
-                ),
-                literal(error, Text()).label("error"),
-            )
-            for key, error in errors.items()
-        ]
-        return union_all(*selects).subquery("nih_sched_given") if len(selects) > 1 else selects[0].subquery("given")
 
     def _run(self, query: Select[Any], seconds: float, *, bare: bool = False) -> list[Found]:
         names, count = self._rows.columns, len(self._rows.columns)

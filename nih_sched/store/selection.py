@@ -47,6 +47,11 @@ class Selection:
         """Whether the table alone can't tell."""
         return self.where_asks or any(one is not None for one in (self.since, self.text, self.error, self.waiting))
 
+    @property
+    def of_table(self) -> Selection:
+        """As far as the table can tell."""
+        return Selection(self.words, None if self.where_asks else self.where)
+
 
 def fitting(history: History, selection: Selection, rows: Mapping[Key, Mapping[str, Any]]) -> set[Key]:
     """Which of these rows fit, but for their words and `where`; their values are needed where a text is asked for."""

@@ -289,6 +289,28 @@ def test_a_walk_in_steps_finds_what_a_statement_would(place: Place, monkeypatch:
     assert fit(desk, state="Done", where="id > 8") == [11, 14, 17, 20]
 
 
+def test_rows_of_a_time_that_are_sparse_are_found_by_the_ledger(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs(*["Pending"] * 9)
+    desk = place.desk(tries=0)
+    for number in range(9):
+        run_once(desk, Outcome.FAILED if number % 2 else Outcome.DONE, reason="why", final=True)
+    attempts = desk.ledger.attempts
+    old = {name: After(-7200.0) for name in ("claimed_at", "started_at", "finished_at")}
+    desk.transact(lambda c: c.execute(update(attempts).where(attempts.c.id.not_in([2, 5, 8])).values(old)))
+    for name in ("SPARSE", "SPARSE_OF_STATE"):
+        monkeypatch.setattr(f"nih_sched.store.listing.{name}", -1.0)  # it is as if the walk had found nothing for long
+    monkeypatch.setattr("nih_sched.store.history.STEP", 2)
+    assert fit(desk, since=3600.0) == [2, 5, 8]
+    assert fit(desk, since=3600.0, descending=True) == [8, 5, 2]
+    assert fit(desk, since=3600.0, after=(2,)) == [5, 8]
+    assert fit(desk, since=3600.0, state="failed", text="WHY", where="id > 2") == [8]
+    assert fit(desk, since=1e-6) == []
+    two = reports.rows(desk, reports.select(desk, since=3600.0), 2)
+    assert (keys(two), two.next, two.was_cut) == ([2, 5], (5,), False)
+    monkeypatch.setattr("nih_sched.store.listing.FEW", 2)  # more than the ledger is asked for
+    assert fit(desk, since=3600.0) == [2, 5, 8]
+
+
 def test_failures_are_grouped_as_far_as_there_is_time_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.jobs(*["Failed", "Done"] * 9)
     desk = place.desk()
