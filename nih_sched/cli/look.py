@@ -24,6 +24,7 @@ from nih_sched.table import column_of
 from nih_sched.telemetry import one_line
 
 EVERY = 2.0  # seconds between looks of --watch
+UNCLAIMED = 0.25  # seconds for which status looks for rows without a claim
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -132,7 +133,7 @@ def _unclaimed(desk: Desk, found: reports.Status) -> list[str]:
         return []
     from nih_sched.doctor.rows import orphans_of  # noqa: PLC0415
 
-    return [f"{finding.what}. See: scheduler doctor" for finding in orphans_of(desk)]
+    return [f"{finding.what}. See: scheduler doctor" for finding in orphans_of(desk, UNCLAIMED)]
 
 
 @click.command()

@@ -135,6 +135,11 @@ class Dialect:
         """
         raise NotImplementedError
 
+    @contextlib.contextmanager
+    def lenient(self, connection: Connection) -> Iterator[None]:
+        """Meanwhile a text that is none in its encoding is read with replacement characters: to be shown, no more."""
+        yield
+
     def is_overdue(self, error: DBAPIError) -> bool:
         """Whether a statement was ended because it took longer than looking() allows."""
         raise NotImplementedError
@@ -239,7 +244,14 @@ class Dialect:
         )
 
     def select_each(
-        self, facts: Sequence[Any], id_: Column[Any], text: Column[Any], start: Start, texts: Sequence[str]
+        self,
+        facts: Sequence[Any],
+        id_: Column[Any],
+        text: Column[Any],
+        start: Start,
+        texts: Sequence[str],
+        *,
+        only: Sequence[ColumnElement[bool]] = (),
     ) -> Select[Any]:
         """Select from the records that hold one of these texts.
 
@@ -249,9 +261,10 @@ class Dialect:
             text: the column that holds the text.
             start: makes of a text what an index finds: its start.
             texts: which ones.
+            only: what else is true of the records.
         """
         starts = dict.fromkeys(start(one) for one in texts)
-        return select(*facts).where(start(text).in_(list(starts)), text.in_(texts))
+        return select(*facts).where(start(text).in_(list(starts)), text.in_(texts), *only)
 
     def index_ddl(self, table: Table, status: Column[Any], ready: Word, keys: Sequence[Column[Any]]) -> str:
         """The index that makes finding ready rows cheap."""

@@ -209,11 +209,18 @@ class PostgreSQL(Dialect):
         return set(connection.execute(_closing(attempts, tuple(values)), given).scalars().all())
 
     def select_each(
-        self, facts: Sequence[Any], id_: Column[Any], text: Column[Any], start: Start, texts: Sequence[str]
+        self,
+        facts: Sequence[Any],
+        id_: Column[Any],
+        text: Column[Any],
+        start: Start,
+        texts: Sequence[str],
+        *,
+        only: Sequence[ColumnElement[bool]] = (),
     ) -> Select[Any]:
         """Text by text: where it hasn't analyzed the table, it takes many texts for all there are, and reads it."""
         given = _parts({"text": Text()}, "given")
-        each = select(*facts).where(start(text) == start(given.c.text), text == given.c.text)
+        each = select(*facts).where(start(text) == start(given.c.text), text == given.c.text, *only)
         its = each.order_by(id_.desc()).limit(EACH_MOST).lateral("each")
         return select(*its.c).select_from(given.join(its, true())).params(its_text=list(texts))
 

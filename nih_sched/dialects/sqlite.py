@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
@@ -129,6 +130,16 @@ class SQLite(Dialect):
                 over.set()
                 clock.join()
                 connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+    @contextlib.contextmanager
+    def lenient(self, connection: Connection) -> Iterator[None]:
+        """SQLite stores whatever bytes it is given as a text; Python's driver refuses to read what isn't UTF-8."""
+        driver: Any = connection.connection.driver_connection
+        driver.text_factory = partial(str, encoding="utf-8", errors="replace")
+        try:
+            yield
+        finally:
+            driver.text_factory = str
 
     def is_overdue(self, error: DBAPIError) -> bool:
         """SQLITE_INTERRUPT."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from nih_sched.doctor.finding import Finding, Visit
 from nih_sched.model import State, show_key
-from nih_sched.store import Desk, Orphans
+from nih_sched.store import Desk, Orphan, Orphans
+from nih_sched.store.listing import LONGEST
+from nih_sched.store.orphans import Search
 
 MOST = 10_000  # rows that one finding looks for
 SHOWN = 10
@@ -17,27 +19,40 @@ def orphans(visit: Visit) -> list[Finding]:
     return orphans_of(visit.desk)
 
 
-def orphans_of(desk: Desk) -> list[Finding]:
-    """As orphans()."""
+def orphans_of(desk: Desk, seconds: float = LONGEST) -> list[Finding]:
+    """As orphans(); looks for `seconds` at most, and says so where that wasn't enough."""
     orphans = Orphans(desk)
-    found = orphans.find(MOST)
-    if not found:
-        return []
+    search = orphans.find(MOST, seconds)
+    told = [_orphans(orphans, search.orphans)] if search.orphans else []
+    return told + ([_unsearched(desk, search, seconds)] if search.was_cut else [])
+
+
+def _orphans(orphans: Orphans, found: list[Orphan]) -> Finding:
     words = sorted({str(orphan.word) for orphan in found})
     keys = ", ".join(show_key(orphan.key) for orphan in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
     ended = sum(orphan.state is not State.READY for orphan in found)
     many = f"{len(found)} or more" if len(found) == MOST else str(len(found))
-    return [
-        Finding(
-            "orphans",
-            f"{many} rows are {' or '.join(words)} with no open claim behind them: {keys}",
-            "Nobody runs them, and nobody will: a backup was restored, our tables were emptied, or the database "
-            "refused the row its last state.",
-            "scheduler doctor --fix sets them back to ready"
-            + (f", {ended} of them to the state in which they ended." if ended else "."),
-            fix=lambda: f"Set {orphans.put_right(found)} rows to where they belong.",
-        )
-    ]
+    return Finding(
+        "orphans",
+        f"{many} rows are {' or '.join(words)} with no open claim behind them: {keys}",
+        "Nobody runs them, and nobody will: a backup was restored, our tables were emptied, or the database "
+        "refused the row its last state.",
+        "scheduler doctor --fix sets them back to ready"
+        + (f", {ended} of them to the state in which they ended." if ended else "."),
+        fix=lambda: f"Set {orphans.put_right(found)} rows to where they belong.",
+    )
+
+
+def _unsearched(desk: Desk, search: Search, seconds: float) -> Finding:
+    rows = desk.rows
+    looked = "None" if search.behind is None else f"Only those from the greatest key down to {show_key(search.behind)}"
+    return Finding(
+        "orphans-unsearched",
+        f"{looked} of the rows of {rows.name} were looked at, for such with no open claim: {seconds:g} s were over",
+        "Beyond, rows may be queued or started that nobody runs.",
+        f"An index that begins with {rows.status.name} has them found at once.",
+        is_problem=False,
+    )
 
 
 def words(visit: Visit) -> list[Finding]:

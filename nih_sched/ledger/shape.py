@@ -73,9 +73,15 @@ def of_row(attempts: Table, row_key: str) -> ColumnElement[bool]:
     return found & (attempts.c.row_key == row_key)
 
 
-def of_rows(dialect: Dialect, attempts: Table, facts: Sequence[Any], row_keys: Sequence[str]) -> Select[Any]:
+def of_rows(
+    dialect: Dialect,
+    attempts: Table,
+    facts: Sequence[Any],
+    row_keys: Sequence[str],
+    only: Sequence[ColumnElement[bool]] = (),
+) -> Select[Any]:
     """Select from the records of several rows, found likewise; on PostgreSQL the newest 2000 of each."""
-    return dialect.select_each(facts, attempts.c.id, attempts.c.row_key, _start_of, row_keys)
+    return dialect.select_each(facts, attempts.c.id, attempts.c.row_key, _start_of, row_keys, only=only)
 
 
 def _start_of(row_key: Any) -> Any:

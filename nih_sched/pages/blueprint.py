@@ -24,10 +24,12 @@ from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
 from nih_sched.store.history import History
+from nih_sched.store.listing import LONGEST
 from nih_sched.store.rows import parse_key
 
 PAGES = "pages"
 ROWS = 50  # on one page
+QUICK = 0.25  # seconds for which failures are looked for, until somebody asks for more
 GROUP_SECONDS = 5.0  # for which a press requeues rows of a group; a chunk that has begun is ended
 STATES = tuple(state.value for state in State)
 SPANS = {"15m": 900.0, "1h": 3600.0, "1d": 86400.0, "7d": 604800.0}
@@ -90,7 +92,7 @@ def overview(place: Place) -> str:
     """How the source does."""
     status = reports.status(place.desk, place.redis_url(), created=place.settings.created_column)
     drawn = chart.draw(reports.hour(place.desk))
-    return _render(place, "overview", status=status, chart=drawn)
+    return _render(place, "overview", status=status, chart=drawn, show_key=show_key)
 
 
 def rows(place: Place) -> str:
@@ -113,6 +115,8 @@ def rows(place: Place) -> str:
         asked=kept,
         states=STATES,
         spans=SPANS,
+        longest=f"{LONGEST:g}",
+        show_key=show_key,
         further=None if beyond is None else links.rows(kept | {"after": show_key(beyond)}),
         first=links.rows(kept) if after else None,
     )
@@ -137,9 +141,12 @@ def row_of(place: Place) -> str:
 
 def failures(place: Place) -> str:
     """Failed rows by the kind and place of their errors."""
-    found, error = reports.groups(place.desk), flask.request.args.get("error", "")
+    error = flask.request.args.get("error", "")  # of which group rows were requeued just now
+    further = bool(error) or "further" in flask.request.args
+    found = reports.groups(place.desk, LONGEST if further else QUICK)
     left = next((one.count for one in found.groups if one.error == error), 0)
-    return _render(place, "failures", found=found, done=links.told(left=left, more=found.stopped is not None))
+    done = links.told(left=left, more=found.was_cut)
+    return _render(place, "failures", found=found, done=done, may_look_further=found.was_cut and not further)
 
 
 def scrape(place: Place) -> flask.Response:

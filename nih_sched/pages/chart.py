@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from nih_sched.reports import Hour, Minute
 
@@ -32,6 +33,7 @@ class Chart:
     most: int  # rows a minute
     longest: float  # seconds
     minutes: tuple[Minute, ...]  # those in which anything happened, newest first
+    began: datetime  # UTC, its left edge
     width: float = WIDTH
     height: float = HEIGHT
 
@@ -56,4 +58,4 @@ def draw(hour: Hour) -> Chart:
                 f"{number * step + share * step:.1f},{y:.1f}" for share in (0.0, 0.8)
             ]  # seen where it is alone
     told = tuple(one for one in reversed(minutes) if one.done or one.failed)
-    return Chart(tuple(bars), tuple(map(" ".join, lines)), most, longest, told)
+    return Chart(tuple(bars), tuple(map(" ".join, lines)), most, longest, told, minutes[0].at)

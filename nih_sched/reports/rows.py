@@ -12,11 +12,11 @@ from nih_sched.model import Key, State, show_key
 from nih_sched.reports import words
 from nih_sched.reports.show import plain, state_of
 from nih_sched.store import Desk
-from nih_sched.store.history import History, group_of, last_failure
-from nih_sched.store.listing import LONGEST, Listing, Selection, words_of
+from nih_sched.store.history import Brief, History, group_of, last_failure
+from nih_sched.store.listing import LONGEST, Listing
+from nih_sched.store.selection import Selection, words_of
 
 GROUP_KEYS = 5  # rows of a group that are named
-GROUP_PAGE = 1000  # rows looked up together
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,16 @@ class Groups:
     groups: tuple[Group, ...]
     looked_at: int  # failed rows
     stopped: Key | None  # time ran out here
+    was_cut: bool  # whether time ran out, also where nothing was looked at
+    seconds: float  # that there were
 
     @property
     def sentence(self) -> str:
         """What is missing, in words; "" if nothing is."""
-        if self.stopped is None:
+        if not self.was_cut:
             return ""
-        where = words.first_line(show_key(self.stopped))
-        return f"Looked at {self.looked_at:,} failed rows, up to key {where}: {LONGEST:g} s were over."
+        where = f", down to key {words.first_line(show_key(self.stopped))}" if self.stopped else ""
+        return f"Of the newest {self.looked_at:,} failed rows alone{where}: {self.seconds:g} s were over."
 
     def as_json(self) -> dict[str, Any]:
         """These facts for a program."""
@@ -116,6 +118,7 @@ class Groups:
             "groups": [group.as_json() for group in self.groups],
             "looked_at": self.looked_at,
             "stopped": None if self.stopped is None else show_key(self.stopped),
+            "complete": not self.was_cut,
         }
 
 
@@ -162,41 +165,39 @@ def rows(
 
 def keys(desk: Desk, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
     """The keys of all rows that fit, however long it takes, or as many as are found in `seconds`."""
-    return Listing(desk).keys(selection, limit, seconds=seconds)
+    return Listing(desk, exact=True).keys(selection, limit, seconds=seconds)
 
 
 def groups(desk: Desk, seconds: float = LONGEST) -> Groups:
-    """Failed rows grouped by their last failure's kind and place; looks for `seconds` at most."""
-    listing = Listing(desk)
+    """Failed rows grouped by their last failure's kind and place, newest keys first; looks for `seconds` at most."""
+    listing, history = Listing(desk), History(desk)
     until = clock.monotonic() + seconds
     chosen = Selection((desk.rows.words[State.FAILED],))
     found: dict[str, Group] = {}
-    after: Key | None = None
-    looked = 0
-    while True:
-        left = until - clock.monotonic()
-        if left <= 0:
-            break
-        page = listing.page(chosen, GROUP_PAGE, after=after, descending=True, seconds=left)
-        for row in listing.with_records(page).rows:
-            _put(found, row)
-        looked += len(page.rows)
-        after = page.next
-        if after is None:
-            after = page.stopped
-            break
-    return Groups(tuple(sorted(found.values(), key=lambda group: -group.count)), looked, after)
+    newest: dict[str, int] = {}  # the record of each group's newest failure
+    stopped: Key | None = None
+    looked, is_all = 0, False
+    for stretch in listing.stretches(chosen, until=until, descending=True):
+        briefs = history.briefs(stretch.keys)
+        for key in stretch.keys:
+            _put(found, newest, key, briefs.get(key, []))
+        looked, stopped, is_all = looked + len(stretch.keys), stretch.behind, stretch.is_last
+    reasons = history.reasons(newest.values())
+    for name, record in newest.items():
+        found[name].reason = words.first_line(reasons.get(record))
+    ordered = sorted(found.values(), key=lambda group: -group.count)
+    return Groups(tuple(ordered), looked, None if is_all else stopped, not is_all, seconds)
 
 
-def _put(found: dict[str, Group], row: Any) -> None:
-    failure, name = last_failure(row.records), group_of(row.records)
+def _put(found: dict[str, Group], newest: dict[str, int], key: Key, records: list[Brief]) -> None:
+    failure, name = last_failure(records), group_of(records)
     group = found.setdefault(name, Group(name))
     group.count += 1
     if len(group.keys) < GROUP_KEYS:
-        group.keys.append(show_key(row.key))
+        group.keys.append(show_key(key))
     at = failure.finished_at if failure is not None else None
     if failure is not None and at is not None and (group.newest is None or at > group.newest):
-        group.newest, group.reason = at, words.first_line(failure.reason)
+        group.newest, newest[name] = at, failure.id
 
 
 def _listed(desk: Desk, row: Any) -> ListedRow:

@@ -41,7 +41,8 @@ def perform(row: StartedRow, handler: Call, timeout: float) -> Ended:
     if row.refused:
         return _ended(row, Outcome.FAILED, time.monotonic(), reason=row.refused)
     if row.unreadable:
-        return _ended(row, Outcome.FAILED, time.monotonic(), reason=row.unreadable, final=True)
+        group = row.unreadable.partition(":")[0]  # what follows is of this row alone
+        return _ended(row, Outcome.FAILED, time.monotonic(), reason=row.unreadable, error=group, final=True)
     if _alarms is None:
         with alarms():
             return _perform(row, handler, timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -237,7 +238,8 @@ class Attempts:
             if isinstance(error, DBAPIError) and not self._desk.dialect.is_about_a_value(error):
                 raise
             if len(keys) == 1:
-                return {encode_key(keys[0]): ({}, f"a column's value can't be read: {reason(error)}")}
+                why = re.sub(r"\bnih_sched_(\d+)\b", lambda label: columns[int(label[1])], reason(error), count=1)
+                return {encode_key(keys[0]): ({}, f"a column's value can't be read: {why}")}
             return {k: v for key in keys for k, v in self._read(connection, [key], columns).items()}
         return {encode_key(tuple(row[:width])): (dict(zip(columns, row[width:], strict=True)), None) for row in result}
 

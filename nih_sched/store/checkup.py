@@ -71,7 +71,7 @@ class Checkup:
         rows = self._desk.rows
         query = select(rows.status).where(*rows.conditions).order_by(*(key.desc() for key in rows.keys)).limit(limit)
         # Counted here: MariaDB would take `pending` and `Pending` for one.
-        return Counter(self._desk.read(lambda c: c.execute(query).scalars().all()))
+        return Counter(self._desk.read_to_show(lambda c: c.execute(query).scalars().all()))
 
     def has_more_rows_than(self, number: int) -> bool:
         """Whether the table does."""

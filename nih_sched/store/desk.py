@@ -132,6 +132,15 @@ class Desk:
         """Run `work` on a connection without a transaction."""
         return self.dialect.read(self.engine, work)
 
+    def read_to_show(self, work: Callable[[Connection], T]) -> T:
+        """As read(), for what a person is shown: there, texts that are none in their encoding are no reason to fail."""
+
+        def leniently(connection: Connection) -> T:
+            with self.dialect.lenient(connection):
+                return work(connection)
+
+        return self.read(leniently)
+
     def beside(self, work: Callable[[], T]) -> Callable[[], T]:
         """Have `work` run meanwhile, in a thread and on a connection of its own; what is returned waits for its result.
 

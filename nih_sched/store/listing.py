@@ -2,58 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, Select, and_, literal, literal_column, or_, select, union_all
+from sqlalchemy import Connection, Select, literal_column, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql import ColumnElement
-from sqlalchemy.types import Text
 
 from nih_sched import clock
 from nih_sched.dialects.base import reason
 from nih_sched.errors import UsageError
-from nih_sched.model import Key, State, Word
+from nih_sched.model import Key
 from nih_sched.store.desk import Desk
-from nih_sched.store.history import History, Record, group_name, group_of, last_failure
-from nih_sched.table import fit
+from nih_sched.store.history import History, Record
+from nih_sched.store.order import beyond, in_key_order
+from nih_sched.store.selection import Selection, fitting
+from nih_sched.store.selects import Selects
 
 LONGEST = 2.0  # seconds for which rows are looked through
 AT_ONCE = 0.3  # seconds in which the database may find the rows by itself, before we walk
 SOON = 0.1  # seconds in which it may find them in the order of their keys, where it has another way
-SCANNED = 20_000  # rows of one step of the walk
-PAGE = 400  # rows whose records are looked at together: SQLite joins at most 500 SELECTs
-LEDGERS = re.compile(r"\berror\b", re.IGNORECASE)  # what --where may say of a row beyond its columns
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What rows are asked for; what isn't said doesn't matter.
-
-    Args:
-        words: the status column holds one of these.
-        where: SQL over the row's columns, and `error`: the reason of the row's last failed attempt.
-        since: something happened to the row, as the ledger has it, at or after this instant.
-        text: its key, its texts or its last error contain this.
-        error: its last failure is of this group, by kind and place.
-        waiting: it waits for its next attempt (True), or doesn't (False).
-    """
-
-    words: tuple[Word, ...] | None = None
-    where: str | None = None
-    since: datetime | None = None
-    text: str | None = None
-    error: str | None = None
-    waiting: bool | None = None
-
-    @property
-    def asks_the_ledger(self) -> bool:
-        """Whether the table alone can't tell."""
-        asked = (self.since, self.text, self.error, self.waiting)
-        return any(one is not None for one in asked) or bool(self.where and LEDGERS.search(self.where))
+SCANNED, MOST = 20_000, 640_000  # rows of the walk's first step, and of its longest
+LEAST = 0.1  # seconds that the first one may take, however little time is left
+QUICK = 0.05  # seconds that a step may take for the next one to be twice as long
+PAGE = 400  # rows whose records are looked at together: SQLite joins at most 500 SELECTs, and values may be long
+KEYS, MOST_KEYS = 1000, 16_000  # keys alone that are read together: at first, and at most
+SPARSE = 0.1  # seconds after which rows of a time are sparse in the table
+SPARSE_OF_STATE = 0.5  # and among those of a state
+FEW = 5000  # rows of a time, that the ledger may tell of instead
+SHARE = 2 / 3  # of the time that is left: for reading keys before they are looked at, and of that for all but the walk
 
 
 @dataclass(frozen=True)
@@ -75,13 +53,31 @@ class Page:
     was_cut: bool = False  # whether time ran out
 
 
-class Listing:
-    """Walks the table of a source."""
+@dataclass(frozen=True)
+class Stretch:
+    """Some of the rows that fit as far as the table can tell."""
 
-    def __init__(self, desk: Desk) -> None:
+    keys: list[Key]
+    behind: Key | None  # the table was looked through up to this key
+    is_last: bool  # and to its end
+
+
+class Listing:
+    """Walks the table of a source.
+
+    Args:
+        desk: the source's.
+        at_once: seconds in which the database may find the rows by itself, before we walk; None: as a page has them.
+        exact: the keys are to be acted on, not shown: one that is no text in its encoding is an error.
+    """
+
+    def __init__(self, desk: Desk, *, at_once: float | None = None, exact: bool = False) -> None:
+        self._at_once, self._exact = at_once, exact
         self._desk = desk
         self._rows = desk.rows
+        self._selects = Selects(desk)
         self._history = History(desk)
+        self._too_slow = 0  # ways to find rows at once that were: they aren't tried again
 
     def check(self, where: str) -> None:
         """Hold a person's SQL against the table.
@@ -90,7 +86,7 @@ class Listing:
             UsageError: it can't be used.
         """
         none = [tuple(None for _ in self._rows.keys)]
-        query = self._query(Selection(where=where), None, None, 1, descending=False, errors=dict.fromkeys(none))
+        query = self._selects.rows(Selection(where=where), None, None, 1, descending=False, errors=dict.fromkeys(none))
         try:
             with self._desk.dialect.looking(self._desk.engine, LONGEST) as connection:
                 connection.execute(query.where(literal_column("1") == literal_column("0"))).all()
@@ -105,6 +101,7 @@ class Listing:
         after: Key | None = None,
         descending: bool = False,
         seconds: float = LONGEST,
+        bare: bool = False,
     ) -> Page:
         """The first rows that fit.
 
@@ -114,21 +111,22 @@ class Listing:
             after: only rows behind this key.
             descending: whether the greatest keys come first.
             seconds: when to stop looking.
+            bare: their keys alone are wanted, and no values.
         """
         until = clock.monotonic() + seconds
         if selection.where:
             self.check(selection.where)
         if not selection.asks_the_ledger:
-            page = self._of_table(selection, limit, after, descending, until)
-        else:
-            page = self._of_both(selection, limit, after, descending, until)
-        if len(page.rows) > limit:
-            page = Page(page.rows[:limit], next=page.rows[limit - 1].key)
-        return page
+            return _cut(self._of_table(selection, limit, after, descending, until, bare=bare), limit)
+        page = _cut(self._of_both(selection, limit, after, descending, until), limit)
+        rows = page.rows if bare or selection.text is not None else self._filled(page.rows)
+        return Page(rows, page.next, page.stopped, page.was_cut)
 
     def with_records(self, page: Page) -> Page:
         """The same rows with their records."""
-        return Page(self._recorded(page.rows), page.next, page.stopped, page.was_cut)
+        records = self._history.of_rows([row.key for row in page.rows])
+        rows = [Found(row.key, row.values, records.get(row.key, [])) for row in page.rows]
+        return Page(rows, page.next, page.stopped, page.was_cut)
 
     def keys(self, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
         """The keys of all rows that fit, as they are found: however long it takes, or until time is over."""
@@ -138,7 +136,8 @@ class Listing:
             patience = LONGEST if until is None else min(LONGEST, until - clock.monotonic())
             if patience <= 0:
                 return
-            page = self.page(selection, 1000 if left is None else min(1000, left), after=after, seconds=patience)
+            most = 1000 if left is None else min(1000, left)
+            page = self.page(selection, most, after=after, seconds=patience, bare=True)
             yield from (row.key for row in page.rows)
             left = None if left is None else left - len(page.rows)
             if page.was_cut and patience < LONGEST:
@@ -149,26 +148,41 @@ class Listing:
             if after is None:
                 return
 
-    def _of_table(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
-        whole = self._query(selection, after, None, limit + 1, descending=descending)
-        ways = [(AT_ONCE, whole)]
+    def _of_table(
+        self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float, *, bare: bool
+    ) -> Page:
+        whole = self._selects.rows(selection, after, None, limit + 1, descending=descending, bare=bare)
+        at_once = AT_ONCE if self._at_once is None else self._at_once
+        ways = [(at_once, whole)]
         if self._desk.dialect.sorts_quicker:
-            ways = [(SOON, whole), (AT_ONCE, self._sorted(whole, limit + 1, descending))]
-        for seconds, query in ways:
+            ways = [(SOON, whole), (at_once, self._selects.sorted_later(whole, limit + 1, descending))]
+        now = clock.monotonic()
+        end_of_ways = now + (until - now) * SHARE  # the rest is left for a walk, which says how far it came
+        for seconds, query in ways[self._too_slow :]:
             try:
-                return Page(self._run(query, min(seconds, until - clock.monotonic())))
+                return Page(self._run(query, min(seconds, end_of_ways - clock.monotonic()), bare=bare))
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
                     raise
+                self._too_slow += 1
+        return self._walk(selection, limit, after, descending, until, bare=bare)
+
+    def _walk(
+        self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float, *, bare: bool
+    ) -> Page:
         rows: list[Found] = []
+        start, scanned = after, SCANNED
         while len(rows) <= limit:
-            left = until - clock.monotonic()
+            began = clock.monotonic()
+            left = max(until - began, LEAST if after == start else 0.0)
             if left <= 0:
                 return Page(rows, stopped=after, was_cut=True)
             try:
-                last = self._step(after, descending, left)
-                query = self._query(selection, after, last, limit + 1 - len(rows), descending=descending)
-                rows += self._run(query, left)
+                last = self._step(after, scanned, descending, left)
+                query = self._selects.rows(
+                    selection, after, last, limit + 1 - len(rows), descending=descending, bare=bare
+                )
+                rows += self._run(query, left, bare=bare)
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
                     raise
@@ -176,167 +190,131 @@ class Listing:
             if last is None:
                 break
             after = last
+            if clock.monotonic() - began < QUICK:
+                scanned = min(2 * scanned, MOST)
         return Page(rows)
+
+    def stretches(
+        self,
+        selection: Selection,
+        *,
+        until: float,
+        after: Key | None = None,
+        descending: bool = False,
+        most: int = KEYS,
+    ) -> Iterator[Stretch]:
+        """The keys of rows that fit as far as the table can tell, in their order; ends when time is over.
+
+        Args:
+            selection: what is asked for.
+            until: when time is over, by the boot clock; the first keys are given in any case.
+            after: only rows behind this key.
+            descending: whether the greatest keys come first.
+            most: keys that are read together at first.
+        """
+        while (left := until - clock.monotonic()) > 0:
+            page = self._of_table(selection, most, after, descending, until - left * (1 - SHARE), bare=True)
+            page = _cut(page, most)
+            keys = [row.key for row in page.rows]
+            for start in range(0, max(1, len(keys)), PAGE):
+                if start and clock.monotonic() >= until:
+                    return
+                some, is_end = keys[start : start + PAGE], start + PAGE >= len(keys)
+                behind = page.stopped if page.was_cut and is_end else some[-1] if some else after
+                yield Stretch(some, behind, is_end and page.next is None and not page.was_cut)
+            if behind == after:
+                return  # not one step was quick enough
+            after, most = behind, min(4 * most, MOST_KEYS)
 
     def _of_both(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
-        asks = bool(selection.where and LEDGERS.search(selection.where))
-        first = Selection(selection.words, None if asks else selection.where)
+        if selection.since is None:
+            return self._through(selection, limit, after, descending, until)
+        now = clock.monotonic()
+        sparse = now + (SPARSE if selection.words is None else SPARSE_OF_STATE)
+        page = self._through(selection, limit, after, descending, min(until, sparse))
+        if not page.was_cut:
+            return page
+        # In the table there are few of them for a long way: perhaps the ledger has few in all.
+        keys = self._history.lately(selection.since, FEW, until=now + (until - now) * SHARE)
+        if keys is not None:
+            return self._among(keys, selection, limit, after, descending)
+        rest = self._through(selection, limit - len(page.rows), page.stopped, descending, until)
+        return Page(page.rows + rest.rows, stopped=rest.stopped, was_cut=rest.was_cut)
+
+    def _through(self, selection: Selection, limit: int, after: Key | None, descending: bool, until: float) -> Page:
         rows: list[Found] = []
-        while len(rows) <= limit:
-            if clock.monotonic() >= until:
-                return Page(rows, stopped=after, was_cut=True)
-            page = self._of_table(first, PAGE, after, descending, until)
-            some = page.rows[:PAGE]
-            fit = [row for row in self._recorded(some) if self._fits(selection, row)]
-            rows += self._by_where(selection, fit) if asks and fit else fit
-            if page.was_cut:
-                return Page(rows, stopped=page.stopped, was_cut=True)
-            if len(page.rows) <= PAGE:
+        for stretch in self.stretches(selection.of_table, until=until, after=after, descending=descending):
+            rows += self._fitting(selection, stretch.keys)
+            if stretch.is_last or len(rows) > limit:
+                return Page(rows)
+            after = stretch.behind
+        return Page(rows, stopped=after, was_cut=True)
+
+    def _among(
+        self, keys: Sequence[Key], selection: Selection, limit: int, after: Key | None, descending: bool
+    ) -> Page:
+        query = self._selects.rows(selection.of_table, after, None, len(keys), descending=descending, bare=True)
+        found = self._run(query.where(self._desk.keyed(keys)), LONGEST, bare=True) if keys else []
+        rows: list[Found] = []
+        for start in range(0, len(found), PAGE):
+            rows += self._fitting(selection, [row.key for row in found[start : start + PAGE]])
+            if len(rows) > limit:
                 break
-            after = some[-1].key
         return Page(rows)
 
-    def _recorded(self, rows: Sequence[Found]) -> list[Found]:
-        records = self._history.of_rows([row.key for row in rows])
-        return [Found(row.key, row.values, records.get(row.key, [])) for row in rows]
+    def _fitting(self, selection: Selection, keys: Sequence[Key]) -> list[Found]:
+        bare = [Found(key, {}, []) for key in keys]
+        rows = bare if selection.text is None else self._filled(bare)
+        fit = fitting(self._history, selection, {row.key: row.values for row in rows})
+        rows = [row for row in rows if row.key in fit]
+        return self._by_where(selection, rows) if selection.where_asks and rows else rows
 
-    def _fits(self, selection: Selection, row: Found) -> bool:
-        failure = last_failure(row.records)
-        if selection.error is not None and group_of(row.records) != group_name(selection.error):
-            return False
-        if selection.waiting is not None and any(one.is_waiting for one in row.records) != selection.waiting:
-            return False
-        if selection.since is not None and not _is_since(row.records, selection.since):
-            return False
-        if selection.text is not None:
-            wanted = selection.text.casefold()
-            texts = [*map(str, row.values.values()), failure.reason or "" if failure else ""]
-            return any(wanted in text.casefold() for text in texts)
-        return True
+    def _filled(self, rows: Sequence[Found]) -> list[Found]:
+        """The same rows with their values; one that is gone by now isn't there."""
+        found: dict[Key, Found] = {}
+        for start in range(0, len(rows), PAGE):
+            some = rows[start : start + PAGE]
+            query = select(*self._rows.table.columns).where(self._desk.keyed([row.key for row in some]))
+            found |= {row.key: row for row in self._run(query, LONGEST)}
+        return [found[row.key] for row in rows if row.key in found]
 
     def _by_where(self, selection: Selection, rows: Sequence[Found]) -> list[Found]:
-        errors = {}
-        for row in rows:
-            failure = last_failure(row.records)
-            errors[row.key] = failure.reason if failure else None
-        query = self._query(selection, None, None, len(rows), descending=False, errors=errors)
+        keys = [row.key for row in rows]
+        errors = dict.fromkeys(keys) | self._history.last_errors(keys)
+        query = self._selects.rows(selection, None, None, len(rows), descending=False, errors=errors)
         fit = {found.key for found in self._run(query, LONGEST)}
         return [row for row in rows if row.key in fit]
 
-    def _step(self, after: Key | None, descending: bool, seconds: float) -> Key | None:
-        """The key at the end of the walk's next step; None when that is the table's end."""
+    @contextlib.contextmanager
+    def _looking(self, seconds: float) -> Iterator[Connection]:
+        dialect = self._desk.dialect
+        with dialect.looking(self._desk.engine, seconds) as connection, contextlib.ExitStack() as stack:
+            if not self._exact:
+                stack.enter_context(dialect.lenient(connection))
+            yield connection
+
+    def _step(self, after: Key | None, length: int, descending: bool, seconds: float) -> Key | None:
+        """The key at the end of the walk's next step of so many rows; None when that is the table's end."""
         keys = self._rows.keys
-        query = select(*keys).order_by(*in_key_order(keys, descending)).limit(SCANNED)
+        query = select(*keys).order_by(*in_key_order(keys, descending)).limit(1).offset(length - 1)
         if after is not None:
             query = query.where(beyond(keys, after, descending))
-        step = query.subquery()
-        columns = [step.c[key.name] for key in keys]
-        last = select(*columns, select(literal_column("count(*)")).select_from(step).scalar_subquery().label("n"))
-        last = last.order_by(*in_key_order(columns, not descending)).limit(1)
-        with self._desk.dialect.looking(self._desk.engine, seconds) as connection:
-            row = connection.execute(last).one_or_none()
-        return None if row is None or row[-1] < SCANNED else tuple(row)[:-1]
+        with self._looking(seconds) as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else tuple(row)
 
-    def _query(
-        self,
-        selection: Selection,
-        after: Key | None,
-        last: Key | None,
-        limit: int,
-        *,
-        descending: bool,
-        errors: dict[Key, str | None] | None = None,
-    ) -> Select[Any]:
-        rows, table = self._rows, self._rows.table
-        query = select(*table.columns)
-        if errors is not None and "error" not in rows.columns:
-            given = self._given(errors)
-            same = [key == given.c[f"nih_sched_{n}"] for n, key in enumerate(rows.keys)]
-            query = query.select_from(table.join(given, and_(*same)))
-        elif errors is not None:
-            query = query.where(rows.keyed(list(errors)))
-        if selection.words is not None:
-            query = query.where(or_(*(self._desk.dialect.is_word(rows.status, one) for one in selection.words)))
-        if selection.where:
-            # On a line of its own, so that a comment at its end doesn't swallow our parenthesis.
-            query = query.where(literal_column(f"({selection.where}\n)"))
-        if after is not None:
-            query = query.where(beyond(rows.keys, after, descending))
-        if last is not None:
-            query = query.where(or_(beyond(rows.keys, last, not descending), rows.keyed([last])))
-        return query.order_by(*in_key_order(rows.keys, descending)).limit(limit)
-
-    def _sorted(self, query: Select[Any], limit: int, descending: bool) -> Select[Any]:
-        """The same rows, found in whatever order the database likes, and sorted then: OFFSET keeps it from asking."""
-        found = query.order_by(None).limit(None).offset(literal_column("0")).subquery("nih_sched_found")
-        columns = [found.c[key.name] for key in self._rows.keys]
-        return select(*found.c).order_by(*in_key_order(columns, descending)).limit(limit)
-
-    def _given(self, errors: dict[Key, str | None]) -> Any:
-        """A table of keys and the errors that the ledger has for them."""
-        selects = [
-            select(
-                *(
-                    literal(part, column.type).label(f"nih_sched_{n}")
-                    for n, (part, column) in enumerate(zip(key, self._rows.keys, strict=True))
-                ),
-                literal(error, Text()).label("error"),
-            )
-            for key, error in errors.items()
-        ]
-        return union_all(*selects).subquery("nih_sched_given") if len(selects) > 1 else selects[0].subquery("given")
-
-    def _run(self, query: Select[Any], seconds: float) -> list[Found]:
+    def _run(self, query: Select[Any], seconds: float, *, bare: bool = False) -> list[Found]:
         names, count = self._rows.columns, len(self._rows.columns)
         at = [names.index(key.name) for key in self._rows.keys]
-        with self._desk.dialect.looking(self._desk.engine, max(0.01, seconds)) as connection:
+        with self._looking(max(0.01, seconds)) as connection:
             found = connection.execute(query).all()
+        if bare:
+            return [Found(tuple(row), {}, []) for row in found]
         return [
             Found(tuple(row[n] for n in at), dict(zip(names, tuple(row)[:count], strict=True)), []) for row in found
         ]
 
 
-def words_of(desk: Desk, state: str) -> tuple[tuple[Word, ...], bool | None]:
-    """The words that a person means by a state's name or a word, and whether such rows wait for a retry.
-
-    Raises:
-        UsageError: neither.
-    """
-    words = desk.rows.words
-    if state in State.__members__.values():
-        wanted = State(state)
-        shared = words[State.RETRYING] == words[State.QUEUED] and wanted in (State.RETRYING, State.QUEUED)
-        return (words[wanted],), (wanted is State.RETRYING) if shared else None
-    for word in words.values():
-        if str(word) == state:
-            return (word,), None
-    try:
-        return (fit(desk.rows.status, state),), None
-    except ValueError as error:
-        names = ", ".join(one.value for one in State)
-        raise UsageError(reason=f"{state!r} is no state: expected {names}, or a word ({error}).") from error
-
-
-def _is_since(records: Sequence[Record], since: datetime) -> bool:
-    times = (t for one in records for t in (one.finished_at, one.started_at, one.claimed_at) if t is not None)
-    return any(instant >= since for instant in times)
-
-
-def in_key_order(keys: Sequence[Any], descending: bool) -> list[Any]:
-    """What to order rows by."""
-    return [key.desc() for key in keys] if descending else list(keys)
-
-
-def beyond(keys: Sequence[Column[Any]], key: Key, descending: bool) -> ColumnElement[bool]:
-    """Rows behind this key, said so that an index on several columns is used on every database."""
-    first, part = keys[0], key[0]
-    if len(keys) == 1:
-        last: ColumnElement[bool] = first < part if descending else first > part
-        return last
-    parts: list[ColumnElement[bool]] = []
-    for n, (column, value) in enumerate(zip(keys, key, strict=True)):
-        same = [one == its for one, its in zip(keys[:n], key[:n], strict=True)]
-        parts.append(and_(*same, column < value if descending else column > value))
-    near = first <= part if descending else first >= part
-    behind: ColumnElement[bool] = and_(near, or_(*parts))
-    return behind
+def _cut(page: Page, limit: int) -> Page:
+    """At most so many of its rows."""
+    return Page(page.rows[:limit], next=page.rows[limit - 1].key) if len(page.rows) > limit else page

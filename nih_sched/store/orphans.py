@@ -9,9 +9,13 @@ from typing import Any
 
 from sqlalchemy import Connection, or_, select, update
 
+from nih_sched import clock
 from nih_sched.model import FAILURES, Key, Outcome, State, open_key
 from nih_sched.store.claims import CHUNK
 from nih_sched.store.desk import Desk
+from nih_sched.store.listing import LONGEST, MOST_KEYS, Listing
+from nih_sched.store.order import in_key_order
+from nih_sched.store.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -30,29 +34,41 @@ class Orphan:
         return State.FAILED if self.outcome in FAILURES else State.READY
 
 
+@dataclass(frozen=True)
+class Search:
+    """What a search has found."""
+
+    orphans: list[Orphan]  # by key
+    was_cut: bool  # time ran out
+    behind: Key | None  # then: rows down to this key were looked through; None: none was
+
+
 class Orphans:
     """Finding them, and putting them right; claims of any source on the table count."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         rows = desk.rows
-        words = {rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)}
-        self._ours = or_(*(desk.dialect.is_word(rows.status, word) for word in words))
+        self._words = tuple({rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)})
+        self._ours = or_(*(desk.dialect.is_word(rows.status, word) for word in self._words))
 
-    def find(self, limit: int) -> list[Orphan]:
-        """Up to `limit` of them, by key."""
-        rows = self._desk.rows
-        query = select(*rows.keys).where(self._ours, *rows.conditions).order_by(*rows.keys)
+    def find(self, limit: int, seconds: float = LONGEST) -> Search:
+        """Up to `limit` of them, from the greatest key down; looks for `seconds` at most."""
+        until = clock.monotonic() + seconds
         found: list[Orphan] = []
-        with self._desk.dialect.reading(self._desk.engine) as connection:
-            keys = [tuple(row) for row in connection.execute(query)]
-            for start in range(0, len(keys), CHUNK):
-                # Read anew: a row that was claimed and ended since the first look is none.
-                suspects = self._unclaimed(connection, keys[start : start + CHUNK])
-                found += self._look_at(connection, suspects)
-                if len(found) >= limit:
-                    break
-        return found[:limit]
+        behind: Key | None = None
+        # Most of the time for one statement, which reads a table quicker than a walk does.
+        listing, chosen = Listing(self._desk, at_once=seconds / 2, exact=True), Selection(self._words)
+        for stretch in listing.stretches(chosen, until=until, descending=True, most=MOST_KEYS):
+            # Read anew: a row that was claimed and ended since the first look is none.
+            found += self._desk.read(partial(self._unclaimed_of, keys=stretch.keys))
+            behind = stretch.behind
+            if stretch.is_last or len(found) >= limit:
+                return Search(found[:limit][::-1], was_cut=False, behind=None)
+        return Search(found[:limit][::-1], was_cut=True, behind=behind)
+
+    def _unclaimed_of(self, connection: Connection, keys: Sequence[Key]) -> list[Orphan]:
+        return self._look_at(connection, self._unclaimed(connection, keys))
 
     def _unclaimed(self, connection: Connection, keys: Sequence[Key]) -> list[Key]:
         c = self._desk.ledger.attempts.c
@@ -64,7 +80,9 @@ class Orphans:
         if not keys:
             return []
         rows, c = self._desk.rows, self._desk.ledger.attempts.c
-        query = select(*rows.keys, rows.status.label("nih_sched_word")).where(rows.keyed(keys), self._ours)
+        query = select(*rows.keys, rows.status.label("nih_sched_word"))
+        query = query.where(rows.keyed(keys), self._ours, *rows.conditions)
+        query = query.order_by(*in_key_order(rows.keys, descending=True))
         if lock:
             query = self._desk.dialect.lock(query, rows.table)
         there = {tuple(row)[:-1]: row[-1] for row in connection.execute(query)}

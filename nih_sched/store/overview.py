@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, case, func, literal_column, select
+from sqlalchemy import Connection, and_, case, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import clock
@@ -17,8 +18,8 @@ from nih_sched.errors import NoSuchRow
 from nih_sched.model import Key, decode_key, show_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import minute_now, utc
-from nih_sched.store.listing import beyond, in_key_order
 from nih_sched.store.marks import UNSERVED
+from nih_sched.store.order import beyond, in_key_order
 from nih_sched.store.retries import sent, waiting
 
 AT_ONCE = 0.18  # seconds in which all rows may be counted; then only as many as there is time for
@@ -92,7 +93,7 @@ class Overview:
         status = self._rows.status
         whole = select(status, func.count()).group_by(status)
         try:
-            with self._desk.dialect.looking(self._desk.engine, AT_ONCE) as connection:
+            with self._looking(AT_ONCE) as connection:
                 return {row[0]: row[1] for row in connection.execute(whole).all()}, True
         except DBAPIError as error:
             if not self._desk.dialect.is_overdue(error):
@@ -113,7 +114,7 @@ class Overview:
             some = [step.c[key.name] for key in keys]
             last = select(*some).order_by(*some).limit(1)
             try:
-                with self._desk.dialect.looking(self._desk.engine, left) as connection:
+                with self._looking(left) as connection:
                     found = connection.execute(select(word, func.count()).group_by(word)).all()
                     end = connection.execute(last).one_or_none()
             except DBAPIError as error:
@@ -126,6 +127,12 @@ class Overview:
                 return counts, True
             after = tuple(end)
         return counts, False
+
+    @contextlib.contextmanager
+    def _looking(self, seconds: float) -> Iterator[Connection]:
+        dialect = self._desk.dialect
+        with dialect.looking(self._desk.engine, seconds) as connection, dialect.lenient(connection):
+            yield connection
 
     def ready(self, bound: int = BOUND, seconds: float = AT_ONCE) -> Count:
         """How many rows are ready for this source, counted by the recommended index."""
@@ -160,7 +167,7 @@ class Overview:
             NoSuchRow.
         """
         query = select(*self._rows.table.columns).where(self._rows.keyed([key]))
-        found = self._desk.read(lambda c: c.execute(query).first())
+        found = self._desk.read_to_show(lambda c: c.execute(query).first())
         if found is None:
             raise NoSuchRow(table=self._rows.name, key=show_key(key))
         return dict(zip(self._rows.columns, tuple(found), strict=True))
@@ -176,7 +183,7 @@ class Overview:
             age = self._rows.table.columns[created]
         query = select(*self._rows.keys, age.label("created"), *self._instants()).where(self._desk.is_ready)
         query = query.order_by(*self._rows.keys).limit(1)
-        found = self._desk.read(lambda c: c.execute(query).first())
+        found = self._desk.read_to_show(lambda c: c.execute(query).first())
         if found is None:
             return None
         *key, since, local, now = found

@@ -20,8 +20,16 @@ from nih_sched.store.claims import CHUNK
 from nih_sched.store.desk import Desk, source_desk, source_facts
 from nih_sched.table import RowTable
 
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("it holds whole numbers") from None
+
+
 _PARSERS: dict[type, Callable[[str], Any]] = {
-    int: int,
+    int: _whole,
     float: float,
     Decimal: Decimal,
     datetime: datetime.fromisoformat,

@@ -104,6 +104,7 @@ class Steering:
             return [], []
         rows = self._desk.rows
         query = select(*rows.keys, rows.status).where(self._desk.keyed(others))
-        left = [(tuple(row)[:-1], row[-1]) for row in connection.execute(query)]
+        with self._desk.dialect.lenient(connection):  # their words are only told
+            left = [(tuple(row)[:-1], row[-1]) for row in connection.execute(query)]
         there = {encode_key(key) for key, _ in left}
         return left, [key for key in others if encode_key(key) not in there]

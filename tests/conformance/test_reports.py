@@ -28,8 +28,10 @@ from nih_sched.errors import NoSuchRow, UsageError
 from nih_sched.model import Key, Outcome
 from nih_sched.reports import words
 from nih_sched.store import Desk
-from nih_sched.store.listing import Listing, Selection
+from nih_sched.store.history import History
+from nih_sched.store.listing import Listing
 from nih_sched.store.overview import Overview
+from nih_sched.store.selection import Selection
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -164,6 +166,28 @@ def test_show_has_each_attempt_with_everything(place: Place) -> None:
         reports.show(desk, (2,))
 
 
+def test_two_tables_of_one_ledger_share_no_history(place: Place) -> None:
+    place.jobs("Pending", "Pending")
+    place.run("CREATE TABLE others (id int PRIMARY KEY, state varchar(20))")
+    place.run("INSERT INTO others VALUES (1, 'Pending')")
+    desk, other = place.desk(tries=0), place.desk(table="others", tries=0)
+    (one,) = claim(other, 1, tries=0)
+    start(other, one)
+    assert reports.show(desk, (1,)).attempts == ()
+    assert why(desk, 1, None).startswith("ready, but ")
+    assert why(other, 1).startswith("running for ")
+    finish(other, one, Outcome.FAILED, reason="theirs", error="A at x:1 in f")
+    place.run("UPDATE jobs SET state = 'Failed' WHERE id = 1")
+    assert [group.error for group in reports.groups(desk).groups] == ["not by us"]
+    assert (fit(desk, since=3600.0), fit(desk, text="theirs"), fit(desk, error="A at x:1 in f")) == ([], [], [])
+    assert (fit(other, since=3600.0), fit(other, text="theirs"), fit(other, error="A at x:1 in f")) == ([1], [1], [1])
+    (row,) = reports.rows(desk, reports.select(desk, state="failed"), 5).rows
+    assert (row.attempts, row.outcome, row.error) == (0, None, None)
+    narrow = place.desk(where="id = 2")  # another source of the same table: its claims are of the same rows
+    (two,) = claim(narrow, 1)
+    assert [one.record.claim for one in reports.show(desk, (2,)).attempts] == [two.id]
+
+
 def test_list_by_state_where_text_and_time(place: Place) -> None:
     place.jobs(*["Pending"] * 4, "Draft", "Done")
     desk = place.desk(tries=0)
@@ -239,24 +263,73 @@ def test_what_takes_too_long_stops_and_says_how_far_it_came(place: Place, monkey
 def test_a_walk_in_steps_finds_what_a_statement_would(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.jobs(*["Pending", "Done", "Draft"] * 7)
     desk = place.desk()
-    monkeypatch.setattr("nih_sched.store.listing.SCANNED", 4)
+    monkeypatch.setattr("nih_sched.store.listing.SCANNED", 2)
+    monkeypatch.setattr("nih_sched.store.listing.MOST", 4)
     monkeypatch.setattr("nih_sched.store.listing.SOON", -1.0)
     monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", -1.0)
     real, calls = Listing._run, []
 
-    def first_is_overdue(self: Listing, query: Any, seconds: float) -> Any:
+    def first_is_overdue(self: Listing, query: Any, seconds: float, **how: Any) -> Any:
         calls.append(seconds)
         if seconds < 0:
             raise _overdue(desk)
-        return real(self, query, seconds)
+        return real(self, query, seconds, **how)
 
     monkeypatch.setattr(Listing, "_run", first_is_overdue)
     assert fit(desk, state="Done") == [2, 5, 8, 11, 14, 17, 20]
     assert fit(desk, state="Done", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     assert len(calls) > 10
+    monkeypatch.setattr("nih_sched.store.listing.KEYS", 3)
+    monkeypatch.setattr("nih_sched.store.listing.PAGE", 2)
+    assert fit(desk, state="Done", text="n") == [2, 5, 8, 11, 14, 17, 20]
+    assert fit(desk, 3, state="Done", text="n", after=(5,)) == [8, 11, 14]
+    assert fit(desk, state="Done", where="error IS NULL", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", 5.0)  # whatever other way the database has
     assert fit(desk, state="Done", descending=True) == [20, 17, 14, 11, 8, 5, 2]
     assert fit(desk, state="Done", where="id > 8") == [11, 14, 17, 20]
+
+
+def test_rows_of_a_time_that_are_sparse_are_found_by_the_ledger(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs(*["Pending"] * 9)
+    desk = place.desk(tries=0)
+    for number in range(9):
+        run_once(desk, Outcome.FAILED if number % 2 else Outcome.DONE, reason="why", final=True)
+    attempts = desk.ledger.attempts
+    old = {name: After(-7200.0) for name in ("claimed_at", "started_at", "finished_at")}
+    desk.transact(lambda c: c.execute(update(attempts).where(attempts.c.id.not_in([2, 5, 8])).values(old)))
+    for name in ("SPARSE", "SPARSE_OF_STATE"):
+        monkeypatch.setattr(f"nih_sched.store.listing.{name}", -1.0)  # it is as if the walk had found nothing for long
+    monkeypatch.setattr("nih_sched.store.history.STEP", 2)
+    assert fit(desk, since=3600.0) == [2, 5, 8]
+    assert fit(desk, since=3600.0, descending=True) == [8, 5, 2]
+    assert fit(desk, since=3600.0, after=(2,)) == [5, 8]
+    assert fit(desk, since=3600.0, state="failed", text="WHY", where="id > 2") == [8]
+    assert fit(desk, since=1e-6) == []
+    two = reports.rows(desk, reports.select(desk, since=3600.0), 2)
+    assert (keys(two), two.next, two.was_cut) == ([2, 5], (5,), False)
+    monkeypatch.setattr("nih_sched.store.listing.FEW", 2)  # more than the ledger is asked for
+    assert fit(desk, since=3600.0) == [2, 5, 8]
+
+
+def test_failures_are_grouped_as_far_as_there_is_time_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs(*["Failed", "Done"] * 9)
+    desk = place.desk()
+    monkeypatch.setattr("nih_sched.store.listing.PAGE", 4)
+    now, real = [0.0], History.briefs
+
+    def slowly(self: History, keys: Any, *only: Any) -> Any:
+        now[0] += 5
+        return real(self, keys, *only)
+
+    monkeypatch.setattr(History, "briefs", slowly)
+    monkeypatch.setattr("nih_sched.store.listing.clock.monotonic", lambda: now[0])
+    found = reports.groups(desk, 9.0)
+    assert (found.looked_at, found.was_cut, found.stopped) == (8, True, (3,))
+    assert [(one.error, one.count) for one in found.groups] == [("not by us", 8)]
+    assert found.sentence == "Of the newest 8 failed rows alone, down to key 3: 9 s were over."
+    assert found.as_json()["complete"] is False
+    found = reports.groups(desk, 500.0)
+    assert (found.looked_at, found.was_cut, found.stopped, found.sentence) == (9, False, None, "")
 
 
 def _overdue(desk: Desk) -> Exception:

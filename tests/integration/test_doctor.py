@@ -22,7 +22,7 @@ from nih_sched.doctor import database as database_checks
 from nih_sched.doctor import redis as redis_checks
 from nih_sched.doctor import rows as row_checks
 from nih_sched.settings import load
-from nih_sched.store import Checkup, open_desk
+from nih_sched.store import Checkup, Orphans, open_desk
 from nih_sched.store.history import History
 
 
@@ -69,6 +69,35 @@ def test_claims_that_nobody_looks_after(work: Work) -> None:
     assert f"Source {source} has 2 open claims" in found["no-producer"]["what"]
     assert f"1 claims of source {source} wait" in found["no-worker"]["what"]
     assert "1 retries are overdue, the first of them by 36" in found["overdue-retries"]["what"]
+
+
+def test_the_search_for_orphans_ends_and_says_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    work.insert(*range(1, 10), state="Started")
+    assert scheduler("init", env=work.env, cwd=work.folder).returncode == 0
+    with visit(work) as seen:
+        (finding,) = row_checks.orphans(seen)
+        assert "9 rows are Started with no open claim behind them: 1, 2, 3, 4, 5, 6, 7, 8, 9" in finding.what
+        (finding,) = row_checks.orphans_of(seen.desk, 0.0)
+        assert (finding.name, finding.is_problem) == ("orphans-unsearched", False)
+        assert finding.what.startswith("None of the rows of ")
+        assert finding.what.endswith("work were looked at, for such with no open claim: 0 s were over")
+        monkeypatch.setattr("nih_sched.store.listing.PAGE", 2)
+        now, real = [0.0], Orphans._unclaimed_of
+
+        def slowly(self: Orphans, *args: Any, **facts: Any) -> Any:
+            now[0] += 6.0
+            return real(self, *args, **facts)
+
+        monkeypatch.setattr("nih_sched.store.orphans.clock.monotonic", lambda: now[0])
+
+        monkeypatch.setattr(Orphans, "_unclaimed_of", slowly)
+        some, finding = row_checks.orphans_of(seen.desk, 10.0)
+        assert "4 rows are Started with no open claim behind them: 6, 7, 8, 9" in some.what
+        assert "Only those from the greatest key down to 6 of the rows" in finding.what
+        monkeypatch.undo()
+        assert some.fix is not None
+        assert some.fix() == "Set 4 rows to where they belong."
+    assert work.states() == {"Started": 5, "Pending": 4}
 
 
 def test_words_and_index(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,3 +137,36 @@ def test_dashboard_and_alerts_name_metrics_that_there_are(lite: Work) -> None:
     page = (DOCS / "metrics.md").read_text("utf-8")
     base = {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in known}
     assert not [name for name in base if f"`{name}" not in page]
+
+
+def test_the_dashboard_is_one_that_grafana_reads() -> None:
+    """Against what Grafana's own schema of dashboards asks for, and what it would show nothing or too much for."""
+    board = json.loads((DOCS / "grafana.json").read_text("utf-8"))
+    assert board["schemaVersion"] >= 36
+    variables = {one["name"]: one["type"] for one in board["templating"]["list"]}
+    assert variables == {"datasource": "datasource", "source": "query"}
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    cells: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        across, down = range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        taken = {(x, y) for x in across for y in down}
+        assert taken, panel["title"]
+        assert max(across) < 24
+        assert not taken & cells
+        cells |= taken
+        assert panel["type"] == "timeseries"
+        assert panel["datasource"] == source
+        assert panel["fieldConfig"]["overrides"] == []
+        assert len({one["refId"] for one in panel["targets"]}) == len(panel["targets"])
+        for target in panel["targets"]:
+            expression = target["expr"]
+            assert target["datasource"] == source
+            assert expression.count("(") == expression.count(")")
+            assert set(re.findall(r"\$(\w+)", expression)) <= {"source", "__rate_interval"}
+            # Each instance that is scraped tells of all: their largest is true, their sum isn't.
+            assert re.search(r"max by \(source(, le)?\) \((rate\(|increase\()?nih_sched_", expression), expression
+            if "histogram_quantile" in expression:
+                assert "_bucket" in expression
+                assert "sum by (le) (max by (source, le) (rate(" in expression
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

@@ -25,6 +25,7 @@ from nih_sched.ledger import Ledger
 from nih_sched.model import open_key
 from nih_sched.settings import load
 from nih_sched.store import Desk, open_desk
+from nih_sched.store.history import History
 from nih_sched.store.steering import Steering
 
 PASSWORD, TOKEN = "a påssword", "a-token"
@@ -323,6 +324,18 @@ def test_a_huge_group_is_requeued_press_by_press(site: Site, monkeypatch: pytest
         assert said in site.get("/failures?done=group&count=500&error=not+by+us").text
 
 
+def test_failures_are_looked_for_further_only_when_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.work.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
+    assert "Look further" not in site.get("/failures").text
+    monkeypatch.setattr("nih_sched.pages.blueprint.QUICK", 0.0)
+    page = site.get("/failures").text
+    assert "None found so far." in page
+    (further,) = re.findall(r'<a href="([^"]*)">Look further</a>', page)
+    page = site.get(unescape(further)).text
+    assert "1 failed rows" in page
+    assert "Look further" not in page
+
+
 def test_what_a_page_says_is_ours(site: Site) -> None:
     site.work.sql("INSERT INTO work VALUES (1, 'Failed', 'x')")
     for path in ("/rows/1", "/row?key=1", "/failures", "/"):
@@ -361,6 +374,28 @@ def test_rows_are_found_page_by_page(site: Site) -> None:
         further = re.search(r'<a href="([^"]+)" rel="next"', page)
         path = further[1].replace("&amp;", "&") if further else None
     assert seen == list(range(1, 121, 2))
+
+
+def test_a_list_that_was_stopped_is_looked_for_further(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 10):
+        site.work.sql("INSERT INTO work VALUES (:id, 'Done', 'x')", id=number)
+    now, real = [0.0], History.last_errors
+
+    def slowly(self: History, keys: Any) -> Any:
+        now[0] += 1.5
+        return real(self, keys)
+
+    monkeypatch.setattr(History, "last_errors", slowly)
+    monkeypatch.setattr("nih_sched.store.listing.PAGE", 2)
+    monkeypatch.setattr("nih_sched.store.listing.clock.monotonic", lambda: now[0])
+    page = site.get("/rows?text=nothing").text
+    assert "None found so far." in page
+    assert "Looked for 2 s, as far as key 6." in page
+    (further,) = re.findall(r'<a href="([^"]+)" rel="next">Look further</a>', page)
+    page = site.get(unescape(further)).text
+    assert "as far as key 2." in page
+    (further,) = re.findall(r'<a href="([^"]+)" rel="next">Look further</a>', page)
+    assert "No rows." in site.get(unescape(further)).text
 
 
 def test_a_key_that_no_column_holds_is_of_no_row(site: Site) -> None:
@@ -416,7 +451,49 @@ def test_every_text_can_be_a_key(lite: Work, redis_url: str) -> None:
     assert lite.states() == {"Pending": len(odd)}
     assert len(re.findall(r'href="/row', site.get("/failures").text)) == 1  # the heading's: none is left
     lite.sql("INSERT INTO work VALUES (CAST(X'FF' AS TEXT), 'Failed')")  # SQLite takes it, and can't give it back
-    assert [site.get(path).status_code for path in ("/rows", "/failures", "/rows/%FF")] == [400, 400, 404]
+    assert [site.get(path).status_code for path in ("/rows", "/failures", "/rows/%FF")] == [200, 200, 404]
+    assert '<td><a href="/rows/%EF%BF%BD">\ufffd</a></td>' in site.get("/rows").text
+    site.desk.close()
+
+
+def test_a_text_that_is_none_is_shown_and_fails_its_row_in_order(lite: Work, redis_url: str) -> None:
+    lite.insert(1, 2, 3)
+    lite.sql("UPDATE work SET kind = CAST(X'6162FF63' AS TEXT) WHERE id < 3")
+    lite.sql("UPDATE work SET state = CAST(X'FF' AS TEXT) WHERE id = 1")  # SQLite takes any bytes for a text
+    (lite.folder / "evil.py").write_text("def kind_of(id, kind):\n    pass\n")
+    line = ("--job", "evil:kind_of", "--burst", "--delay", "0", "--quiet")
+    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 1
+    why = "a column's value can't be read: Could not decode to UTF-8 column 'kind' with text 'ab\ufffdc'"
+    assert [(one.outcome, one.reason) for one in lite.attempts(2)] == [("failed", why)]
+    assert lite.sql("SELECT state FROM work WHERE id > 1 ORDER BY id") == [("Failed",), ("Done",)]
+    for command, said in (
+        (("list",), "\ufffd"),
+        (("list", "--csv"), "ab\ufffdc"),
+        (("list", "--text", "ab", "--json"), "ab\ufffdc"),
+        (("list", "--where", "error IS NOT NULL", "--csv"), "ab\ufffdc"),
+        (("show", "2"), "ab\ufffdc"),
+        (("why", "1"), "its state is '\ufffd'"),
+        (("why", "2"), "Failed for good"),
+        (("status",), "\ufffd"),
+        (("doctor",), "'\ufffd' (1)"),
+    ):
+        run = scheduler(*command, env={**lite.env, "PYTHONIOENCODING": "utf-8"}, cwd=lite.folder)
+        assert (run.returncode, said in run.stdout) == (0, True), (command, run.stdout, run.stderr)
+    site = Site(lite, redis_url)
+    for path, said in (
+        ("/", "<small>\ufffd</small>"),
+        ("/rows", "\ufffd"),
+        ("/rows?text=b%EF%BF%BDc&state=failed", 'href="/rows/2"'),
+        ("/rows/2", "ab\ufffdc"),
+        ("/failures", "<h2>a column&#39;s value can&#39;t be read</h2>"),
+        ("/metrics", 'state="other"'),
+    ):
+        page = site.get(path)
+        assert (page.status_code, said in page.text) == (200, True), (path, page.text)
+    assert site.post("/requeue-group", error="a column's value can't be read") == 303
+    assert site.post("/cancel?key=1") == 303
+    assert dict(lite.sql("SELECT id, hex(state) FROM work WHERE id = 1")) == {1: "FF"}  # a word of nobody's
+    assert lite.sql("SELECT state FROM work WHERE id > 1 ORDER BY id") == [("Pending",), ("Done",)]
     site.desk.close()
 
 

@@ -197,6 +197,7 @@ def test_a_row_that_cannot_be_read_fails_for_good_and_is_not_run() -> None:
     ended = performed(lambda: pytest.fail("was run"), unreadable="a column's value can't be read: x")
     assert (ended.outcome, ended.final) == (Outcome.FAILED, True)
     assert ended.reason == "a column's value can't be read: x"
+    assert ended.error == "a column's value can't be read"
 
 
 # Timeouts
