@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from rq.exceptions import StopRequested
 
 from nih_sched import broker, clock, runner
@@ -105,7 +105,7 @@ class StoppingWorker(ThinWorker):
         def unblock() -> None:
             for _ in range(CALLS):
                 if waits_as := self._waits_as:
-                    with contextlib.suppress(RedisError):
+                    with contextlib.suppress(Exception):  # an ending worker closes the connection under our hands
                         self.connection.client_unblock(waits_as)
                 time.sleep(0.05)
 
