@@ -112,7 +112,8 @@ class MySQL(Dialect):
     ) -> dict[str, int]:
         """Nobody else can be inserting the same ones, because the claimed rows are locked; so a look before is enough.
 
-        All of them travel as one text: PyMySQL would write each value into the statement by itself.
+        MySQL can't tell what an INSERT has inserted: it is looked for. All of them travel as one text: PyMySQL would
+        write each value into the statement by itself.
         """
         preparer = connection.dialect.identifier_preparer
         table, names = preparer.format_table(attempts), [*Opened._fields, *values]
@@ -123,6 +124,9 @@ class MySQL(Dialect):
             f" WHERE NOT EXISTS (SELECT 1 FROM {table} AS taken WHERE taken.open_key = given.open_key {BINARY})"
         )
         given = {"given": json.dumps(own)}
+        if connection.dialect.is_mariadb:  # type: ignore[attr-defined]
+            returning = text(f"{insert.text} RETURNING open_key, id")
+            return dict(map(tuple, connection.execute(returning, values | given).all()))
         connection.execute(insert, values | given)
         query = text(
             f"SELECT kept.open_key, kept.id FROM {OPENED} JOIN {table} AS kept"  # noqa: S608 - our names
