@@ -252,7 +252,11 @@ def _launch(folder: str, binary: str) -> socket.socket:
                 log.seek(0)
                 raise OSError(f"{binary} ended with status {server.wait()}: " + log.read().strip().rpartition("\n")[2])
             time.sleep(0.01)
-    os.rename(f"{folder}/n", f"{folder}/s")  # not before we hold a line to it, by which we can kill it
+    try:
+        os.rename(f"{folder}/n", f"{folder}/s")  # not before we hold a line to it, by which we can kill it
+    except OSError:  # somebody has removed it, or the folder, at this moment
+        server.kill()
+        raise
     return line
 
 

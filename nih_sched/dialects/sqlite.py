@@ -224,7 +224,8 @@ def _begin_soon(driver: Any, patience: float) -> bool:
             driver.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             waited = clock.monotonic() - began
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited >= patience:
+            code = getattr(error, "sqlite_errorcode", None) or 0  # the driver's own errors have none
+            if code & 0xFF != sqlite3.SQLITE_BUSY or waited >= patience:
                 return False
             time.sleep(STEP if waited < SOON else LONG_STEP)
         else:

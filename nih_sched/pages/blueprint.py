@@ -92,7 +92,7 @@ def overview(place: Place) -> str:
     """How the source does."""
     status = reports.status(place.desk, place.redis_url(), created=place.settings.created_column)
     drawn = chart.draw(reports.hour(place.desk))
-    return _render(place, "overview", status=status, chart=drawn, show_key=show_key)
+    return _render(place, "overview", status=status, chart=drawn)
 
 
 def rows(place: Place) -> str:
@@ -116,7 +116,6 @@ def rows(place: Place) -> str:
         states=STATES,
         spans=SPANS,
         longest=f"{LONGEST:g}",
-        show_key=show_key,
         further=None if beyond is None else links.rows(kept | {"after": show_key(beyond)}),
         first=links.rows(kept) if after else None,
     )
@@ -242,5 +241,6 @@ def _render(place: Place, name: str, **facts: Any) -> str:
         row_url=links.row,
         words=words,
         plain=plain,
+        show_key=show_key,
         **facts,
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -140,6 +141,12 @@ class Desk:
                 return work(connection)
 
         return self.read(leniently)
+
+    @contextlib.contextmanager
+    def looking_to_show(self, seconds: float) -> Iterator[Connection]:
+        """As the dialect's looking(), for what a person is shown."""
+        with self.dialect.looking(self.engine, seconds) as connection, self.dialect.lenient(connection):
+            yield connection
 
     def beside(self, work: Callable[[], T]) -> Callable[[], T]:
         """Have `work` run meanwhile, in a thread and on a connection of its own; what is returned waits for its result.

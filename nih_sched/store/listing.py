@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -285,13 +285,9 @@ class Listing:
         fit = {found.key for found in self._run(query, LONGEST)}
         return [row for row in rows if row.key in fit]
 
-    @contextlib.contextmanager
-    def _looking(self, seconds: float) -> Iterator[Connection]:
-        dialect = self._desk.dialect
-        with dialect.looking(self._desk.engine, seconds) as connection, contextlib.ExitStack() as stack:
-            if not self._exact:
-                stack.enter_context(dialect.lenient(connection))
-            yield connection
+    def _looking(self, seconds: float) -> AbstractContextManager[Connection]:
+        desk = self._desk
+        return desk.dialect.looking(desk.engine, seconds) if self._exact else desk.looking_to_show(seconds)
 
     def _step(self, after: Key | None, length: int, descending: bool, seconds: float) -> Key | None:
         """The key at the end of the walk's next step of so many rows; None when that is the table's end."""

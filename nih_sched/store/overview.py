@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, case, func, literal_column, select
+from sqlalchemy import and_, case, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import clock
@@ -93,7 +92,7 @@ class Overview:
         status = self._rows.status
         whole = select(status, func.count()).group_by(status)
         try:
-            with self._looking(AT_ONCE) as connection:
+            with self._desk.looking_to_show(AT_ONCE) as connection:
                 return {row[0]: row[1] for row in connection.execute(whole).all()}, True
         except DBAPIError as error:
             if not self._desk.dialect.is_overdue(error):
@@ -114,7 +113,7 @@ class Overview:
             some = [step.c[key.name] for key in keys]
             last = select(*some).order_by(*some).limit(1)
             try:
-                with self._looking(left) as connection:
+                with self._desk.looking_to_show(left) as connection:
                     found = connection.execute(select(word, func.count()).group_by(word)).all()
                     end = connection.execute(last).one_or_none()
             except DBAPIError as error:
@@ -127,12 +126,6 @@ class Overview:
                 return counts, True
             after = tuple(end)
         return counts, False
-
-    @contextlib.contextmanager
-    def _looking(self, seconds: float) -> Iterator[Connection]:
-        dialect = self._desk.dialect
-        with dialect.looking(self._desk.engine, seconds) as connection, dialect.lenient(connection):
-            yield connection
 
     def ready(self, bound: int = BOUND, seconds: float = AT_ONCE) -> Count:
         """How many rows are ready for this source, counted by the recommended index."""

@@ -253,6 +253,16 @@ def test_socket_removed_as_soon_as_it_is_there_comes_back(runtime: Path) -> None
     all_gone(runtime)
 
 
+def test_server_that_cant_get_its_name_is_not_left_behind(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = runtime / "nih-sched" / "a"
+    folder.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lambda *names: os.stat(folder / "gone"))
+        with pytest.raises(FileNotFoundError):
+            embedded._launch(str(folder), embedded._find_binary())
+    eventually(lambda: not ours(runtime))
+
+
 def test_server_of_a_guardian_killed_too_early_is_replaced(runtime: Path) -> None:
     with contextlib.closing(embedded.start("a")) as hold:
         path = hold.url.removeprefix("unix://")
