@@ -246,6 +246,9 @@ class Producer:
             return self.looks.ready_up_to(1) > 0
         rows = sign is Sign.CHANGE or now >= self._next_table - 0.001
         seen = self.looks.around(rows=rows)
+        if seen.paused != self._paused:  # nobody's claims may show it: it is said, and what was claimed goes back
+            self._next_pause = 0.0
+            return True
         if seen.ready or (seen.moving and not self._moving) or seen.due == 0.0:
             return True
         # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.

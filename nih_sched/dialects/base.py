@@ -100,6 +100,7 @@ class Dialect:
             with self.plain(engine).connect() as connection:
                 yield connection
         except engine.dialect.loaded_dbapi.Error as error:
+            self.forget_connections(engine)  # SQLAlchemy has left its place in the pool taken, for ever
             raise OperationalError(None, None, error, connection_invalidated=True) from error
 
     def plain(self, engine: Engine) -> Engine:

@@ -30,6 +30,7 @@ class Seen:
 
     ready: bool  # ready rows
     moving: bool  # claims that are queued or run
+    paused: bool  # the source
     due: float | None  # seconds until the next of the others is; None when none waits
 
 
@@ -75,9 +76,11 @@ class Looks:
             _is_any(moving),
             next_due.scalar_subquery(),
             Now(),
+            case((self._unpaused, 0), else_=1),
         )
-        ready_one, moving_one, due, now = desk.read(lambda connection: connection.execute(query).one())
-        return Seen(bool(ready_one), bool(moving_one), None if due is None else max(0.0, seconds_between(now, due)))
+        ready_one, moving_one, due, now, paused = desk.read(lambda connection: connection.execute(query).one())
+        wait = None if due is None else max(0.0, seconds_between(now, due))
+        return Seen(bool(ready_one), bool(moving_one), bool(paused), wait)
 
     def by_word(self) -> dict[Any, int]:
         """How many rows there are of each word in the status column."""

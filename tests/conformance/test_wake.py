@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import fakeredis
@@ -22,7 +23,7 @@ from nih_sched.store import Attempts, Desk, Looks, Seen
 from nih_sched.store.pauses import Pauses
 from nih_sched.wake import Doorbell, Sign, Wake
 
-NOTHING = Seen(ready=False, moving=False, due=None)
+NOTHING = Seen(ready=False, moving=False, paused=False, due=None)
 
 
 def around(desk: Desk, *, rows: bool = True) -> Seen:
@@ -37,13 +38,13 @@ def test_a_look_sees_what_there_is_to_do(place: Place) -> None:
     desk, other = place.desk(delay=100.0), place.desk(ready_val="Other")
     assert around(desk) == NOTHING
     place.run("INSERT INTO jobs (id, state) VALUES (1, 'Pending')")
-    assert around(desk) == Seen(ready=True, moving=False, due=None)
+    assert around(desk) == replace(NOTHING, ready=True)
     assert around(desk, rows=False) == NOTHING
     (one,) = claim(desk)
-    assert around(desk) == Seen(ready=False, moving=True, due=None)
+    assert around(desk) == replace(NOTHING, moving=True)
     assert around(other) == NOTHING
     (row,) = start(desk, one)
-    assert around(desk, rows=False) == Seen(ready=False, moving=True, due=None)
+    assert around(desk, rows=False) == replace(NOTHING, moving=True)
     finish(desk, row.claim, Outcome.FAILED)
     seen = around(desk)
     assert (seen.ready, seen.moving) == (False, False)
@@ -56,6 +57,14 @@ def test_a_look_keeps_to_where(place: Place) -> None:
     place.jobs("Pending", "Pending")
     assert around(place.desk(where="id > 2 -- two")) == NOTHING
     assert around(place.desk(where="id > 1")).ready
+
+
+def test_a_look_at_a_paused_source_sees_what_moves_alone(place: Place) -> None:
+    place.jobs("Pending", "Pending")
+    desk = place.desk()
+    claim(desk, 1)
+    Pauses(desk).pause([desk.source.name], "me", None)
+    assert around(desk) == replace(NOTHING, moving=True, paused=True)
 
 
 def test_what_is_due_is_seen(place: Place) -> None:

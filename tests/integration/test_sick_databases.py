@@ -18,7 +18,7 @@ import sqlalchemy
 from conftest import Work, make_work
 from servers import Database, Spawned, eventually, scheduler, spawn_scheduler
 
-from nih_sched.dialects import connect
+from nih_sched.dialects import connect, dialect_of
 
 pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
 
@@ -230,6 +230,29 @@ def test_connections_cut_again_and_again(
             eventually(lambda: work.states() == {"Done": 26}, timeout=60)
         assert ended(work) == dict.fromkeys(range(1, 27), 1)
         work.engine.dispose()
+
+
+def test_a_connection_cut_just_before_it_goes_back_takes_no_place_in_the_pool(
+    mariadb_server: servers.MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mariadb_server.fresh() as database:
+        engine = connect(database.url)
+        plain = engine.dialect.reset_isolation_level
+        cuts = []
+
+        def cut_first(connection: Any) -> None:
+            cut(mariadb_server, str(engine.url.database))
+            cuts.append(connection)
+            plain(connection)
+
+        monkeypatch.setattr(engine.dialect, "reset_isolation_level", cut_first)
+        for _ in range(4):  # one more than there are places
+            with pytest.raises(sqlalchemy.exc.OperationalError):
+                dialect_of(engine).read(engine, lambda c: c.exec_driver_sql("SELECT 1").scalar())
+        monkeypatch.undo()
+        assert len(cuts) == 8  # each of them was tried twice
+        assert dialect_of(engine).read(engine, lambda c: c.exec_driver_sql("SELECT 1").scalar()) == 1
+        engine.dispose()
 
 
 @contextmanager

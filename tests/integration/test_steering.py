@@ -136,6 +136,15 @@ def test_a_paused_source_starts_nothing_until_it_is_resumed(small: Work) -> None
         eventually(lambda: begun(small) > ran, timeout=10)
 
 
+def test_a_producer_with_nothing_to_do_says_that_its_source_is_paused(small: Work) -> None:
+    with spawn_scheduler("run", "--job", "handlers:brief", *LINE, env=small.env, cwd=small.folder) as process:
+        eventually(lambda: " started, pid" in process.output, timeout=30)
+        steered(small, "pause", "--reason", "vendor down")
+        eventually(lambda: "is paused by" in process.output, timeout=30)
+        steered(small, "resume")
+        eventually(lambda: "isn't paused any more" in process.output, timeout=30)
+
+
 def steered(work: Work, *line: str, code: int = 0) -> str:
     """What a command says, on both streams."""
     done = scheduler(*line, env=work.env, cwd=work.folder)
