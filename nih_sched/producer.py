@@ -83,7 +83,8 @@ class Producer:
         self._workers, self._next_count = 0, 0.0
         self._put_off = 0  # for so many ticks in a row new rows have been all that we looked after
         self._paused, self._next_pause = False, 0.0
-        self._quiet = 0.0  # seconds for which a sign may wait, so that many changes make one look
+        # For how many seconds a sign may wait, so that many make one look, and until when that is.
+        self._quiet = self._quiet_until = 0.0
         register(desk)
         note_redis(desk, away=False)  # one that ended while it was may have left the mark
 
@@ -123,7 +124,7 @@ class Producer:
             tick: what the last one did.
             poll: seconds between looks at an idle table.
         """
-        self._quiet = BUSY_WAIT
+        self._be_quiet(BUSY_WAIT)
         self._has_room = tick.claimed < tick.room
         if tick.claimed >= tick.room:  # or there is no room: what else is to do will be seen when there is
             self._moving = True
@@ -228,8 +229,11 @@ class Producer:
             # Where nothing tells of new rows and some have come lately, another one is looked for in between.
             glances = brisk and self._has_room and not wake.hears_database
             pause = min(self._next_tick - now, GLANCE) if glances else self._next_tick - now
-            sign = wake.wait(pause, self._quiet, brisk=brisk)
+            sign = wake.wait(pause, self._quiet_until - now, brisk=brisk)
         return None
+
+    def _be_quiet(self, seconds: float) -> None:
+        self._quiet, self._quiet_until = seconds, clock.monotonic() + seconds
 
     def _poll(self, told: bool) -> float:
         """Seconds between looks at an idle table. What --where asks may come true without a change of any row."""
@@ -253,7 +257,7 @@ class Producer:
             return True
         # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.
         longest = BUSY_WAIT if now < self._brisk_until else OPEN_WAIT
-        self._quiet = min(2 * max(self._quiet, BUSY_WAIT), longest) if sign is Sign.CHANGE else 0.0
+        self._be_quiet(min(2 * max(self._quiet, BUSY_WAIT), longest) if sign is Sign.CHANGE else 0.0)
         if rows:
             self._next_table = now + poll
         if not self._moving:

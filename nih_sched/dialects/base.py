@@ -71,21 +71,25 @@ class Dialect:
         """SQLite's; None elsewhere."""
         return None
 
-    def begin(self, connection: Connection, *, hardly: bool = False) -> None:
+    def begin(self, connection: Connection, *, hardly: bool = False, lasting: bool = True) -> None:
         """At each transaction's begin: if we freeze in the middle of it, others mustn't wait for our locks for ever.
 
         Args:
             connection: its.
             hardly: have it give up at once on a row that others have locked.
+            lasting: False: its commit needn't wait for the disk.
         """
 
     def wait_briefly(self, connection: Connection) -> None:
         """Have this transaction give up soon on a table or row that others have locked."""
 
     def transaction(
-        self, engine: Engine, *, hardly: bool = False, briefly: bool = False
+        self, engine: Engine, *, hardly: bool = False, lasting: bool = True, briefly: bool = False
     ) -> AbstractContextManager[Connection]:
-        """A transaction; `hardly` as of begin(), and `briefly` as of wait_briefly(), which are to be called on it."""
+        """A transaction; `hardly` and `lasting` as of begin(), and `briefly` as of wait_briefly().
+
+        Both are to be called on it.
+        """
         return engine.begin()
 
     @contextlib.contextmanager

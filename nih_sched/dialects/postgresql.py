@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
 BEGINS = "nih_sched_begins"  # an engine's option, where BEGIN is ours: how; "" for no transaction
 EACH = f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'"
 HARDLY = "; SET LOCAL lock_timeout = '50ms'"
+SOON = "; SET LOCAL synchronous_commit = off"  # https://www.postgresql.org/docs/current/wal-async-commit.html
 BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; {EACH}"
 
 # Types whose arrays compare as their elements do.
@@ -119,11 +120,11 @@ class PostgreSQL(Dialect):
         return engine
 
     def transaction(
-        self, engine: Engine, *, hardly: bool = False, briefly: bool = False
+        self, engine: Engine, *, hardly: bool = False, lasting: bool = True, briefly: bool = False
     ) -> AbstractContextManager[Connection]:
         """On an engine of ours, with all that begin() would say."""
-        if hardly and BEGINS in engine.get_execution_options():
-            engine = with_option(engine, BEGINS, BEGIN + HARDLY)
+        if (also := _also(hardly=hardly, lasting=lasting)) and BEGINS in engine.get_execution_options():
+            engine = with_option(engine, BEGINS, BEGIN + also)
         return engine.begin()
 
     def plain(self, engine: Engine) -> Engine:
@@ -140,10 +141,10 @@ class PostgreSQL(Dialect):
         """FOR NO KEY UPDATE: rows of other tables may go on referring to it meanwhile."""
         return query.with_for_update(of=table, skip_locked=skip_locked, key_share=True)
 
-    def begin(self, connection: Connection, *, hardly: bool = False) -> None:
+    def begin(self, connection: Connection, *, hardly: bool = False, lasting: bool = True) -> None:
         """For this transaction alone: behind PgBouncer the session is everybody's."""
         if BEGINS not in connection.get_execution_options():  # on an engine of the user's
-            connection.exec_driver_sql(EACH + HARDLY if hardly else EACH)
+            connection.exec_driver_sql(EACH + _also(hardly=hardly, lasting=lasting))
 
     def wait_briefly(self, connection: Connection) -> None:
         """For this transaction alone."""
@@ -259,6 +260,10 @@ class PostgreSQL(Dialect):
         if code is None:
             return super().code_is_transient(error)
         return code[:2] in TRANSIENT_CLASSES or code in TRANSIENT_CODES
+
+
+def _also(*, hardly: bool, lasting: bool) -> str:
+    return (HARDLY if hardly else "") + ("" if lasting else SOON)
 
 
 class _Joined(TypeDecorator[Any]):

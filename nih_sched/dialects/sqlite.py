@@ -77,7 +77,7 @@ class SQLite(Dialect):
         return engine
 
     def transaction(
-        self, engine: Engine, *, hardly: bool = False, briefly: bool = False
+        self, engine: Engine, *, hardly: bool = False, lasting: bool = True, briefly: bool = False
     ) -> AbstractContextManager[Connection]:
         """Waiting is over when it has begun, so this is where it must be brief."""
         return (with_option(engine, PATIENCE, BRIEF_SECONDS) if briefly else engine).begin()

@@ -52,7 +52,10 @@ class Claims:
         held: list[Key] = []
         while len(claims) < limit:
             wanted = min(limit - len(claims), self._most)
-            taken, passed = self._desk.transact(partial(self._claim_chunk, limit=wanted, held=held, rq_ids=rq_ids))
+            work = partial(self._claim_chunk, limit=wanted, held=held, rq_ids=rq_ids)
+            # If the server crashes before it is on the disk, the rows are ready again, and their jobs carry nothing:
+            # nothing of them has begun, for a start that commits after it takes it along.
+            taken, passed = self._desk.transact(work, lasting=False)
             claims += taken
             held += passed
             # Rows that must wait are passed over: those behind them needn't.

@@ -56,19 +56,29 @@ class Desk:
         made: T = self._made[name]
         return made
 
-    def transact(self, work: Callable[[Connection], T], *, patience: float = PATIENCE, hardly: bool = False) -> T:
+    def transact(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        patience: float = PATIENCE,
+        hardly: bool = False,
+        lasting: bool = True,
+    ) -> T:
         """Run `work` in one transaction, begun anew as insist() says.
 
         Args:
             work: must be safe to run again after a rollback, or after a commit whose answer was lost.
             patience: as of insist().
             hardly: have its statements give up at once on a row that others have locked.
+            lasting: False doesn't wait for the disk where there is a choice: a crash of the server may undo it, as if
+                it had never been; what is committed lastingly after it makes it last too.
         """
 
         def once() -> T:
             briefly = patience < PATIENCE
-            with self.dialect.transaction(self.engine, hardly=hardly, briefly=briefly) as connection:
-                self.dialect.begin(connection, hardly=hardly)
+            how = {"hardly": hardly, "lasting": lasting}
+            with self.dialect.transaction(self.engine, briefly=briefly, **how) as connection:
+                self.dialect.begin(connection, **how)
                 if briefly:
                     self.dialect.wait_briefly(connection)
                 return work(connection)

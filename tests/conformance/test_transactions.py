@@ -7,10 +7,11 @@ import time
 from typing import Any
 
 import pytest
+import servers
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from conformance.places import Events, Place, only
+from conformance.places import Events, Place, claim, only, start
 from nih_sched.dialects import connect
 from nih_sched.dialects.base import IDLE
 from nih_sched.errors import UnreachableDatabase
@@ -211,3 +212,39 @@ def test_a_frozen_transaction_keeps_its_locks_for_some_seconds_only(place: Place
     frozen.join()
     assert ended == [2]
     assert place.run("SELECT name FROM jobs") == [("ours again",)]
+
+
+class LazyPostgreSQL(servers.PostgreSQL):
+    """Writes what needn't be on the disk at once 10 seconds later, so that a crash surely loses it."""
+
+    def command(self) -> list[str]:
+        """The last word of a setting counts."""
+        return [*super().command(), "-c", "wal_writer_delay=10000"]
+
+
+@pytest.mark.postgresql
+def test_a_claim_that_a_crash_undid_is_as_if_it_had_never_been_and_a_start_makes_it_last() -> None:
+    server = LazyPostgreSQL().start()
+    try:
+        with server.fresh() as database:
+            place = Place(database)
+            place.jobs("Pending", "Pending")
+            desk = place.desk()
+            for last in (False, True):
+                (one, two) = claim(desk)
+                if last:
+                    start(desk, two)
+                desk.close()
+                place.engine.dispose()
+                server.kill()
+                server.revive()
+                if not last:
+                    assert place.states() == {1: "Pending", 2: "Pending"}
+                    assert place.attempts("id") == []
+                    assert start(desk, one, two) == []  # their job comes late: it carries nothing
+            assert place.states() == {1: "Queued", 2: "Started"}
+            assert place.attempts("id") == [(one.id,), (two.id,)]
+            assert [row.claim.key for row in start(desk, one)] == [(1,)]
+            place.close()
+    finally:
+        server.kill()

@@ -16,7 +16,7 @@ from nih_sched import clock, reconciler
 from nih_sched.dialects import listen
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Outcome
-from nih_sched.producer import Producer
+from nih_sched.producer import BUSY_WAIT, GLANCE, Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings
 from nih_sched.store import Attempts, Desk, Looks, Seen
@@ -86,6 +86,7 @@ class Noted(Wake):
         self.asked: list[list[str]] = []
         self.said: list[str] = []
         self.pauses: list[float] = []
+        self.quiets: list[float] = []
         self._bell, self._turns = stop, turns
 
     def tend(self) -> None:
@@ -95,6 +96,7 @@ class Noted(Wake):
         self.asked.append(self.said.copy())
         self.said.clear()
         self.pauses.append(seconds)
+        self.quiets.append(quiet)
         if len(self.asked) == self._turns:
             self._bell.ring()
         self.rest(min(max(0.0, seconds), 0.1))
@@ -134,6 +136,17 @@ def test_an_idle_look_is_one_statement(place: Place) -> None:
     assert [len(asked) for asked in wake.asked[1:]] == [1] * 5
     assert all("jobs" in asked[0] for asked in wake.asked[1:])
     assert max(wake.pauses) <= 0.05
+
+
+def test_it_is_quiet_for_a_while_after_a_tick_and_not_after_each_glance(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nih_sched.producer.OPEN_WAIT", 30.0)
+    place.jobs("Pending")
+    wake = idle_turns(place, Watch(), poll_interval=30.0)
+    assert max(wake.pauses) <= GLANCE
+    assert 0 < wake.quiets[0] <= BUSY_WAIT
+    assert max(wake.quiets[2:]) <= 0  # a bell that rings now is heard at once
 
 
 def test_a_table_is_looked_at_less_often_while_something_tells(place: Place) -> None:
