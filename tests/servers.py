@@ -145,6 +145,12 @@ def _new_mark() -> str:
     return mark
 
 
+def commands(*line: str) -> list[psutil.Process]:
+    """The living processes with this command line that this test's commands have started: others run beside it."""
+    family = Family(lambda mark: mark in _unchecked)
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == list(line) and p in family]
+
+
 def strays() -> list[str]:
     """What the test's commands left behind, after 5 s to end by itself; it is killed. The scan isn't free."""
     if not _unchecked - _open.keys():
