@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NoReturn, Self, TypeVar
 
 import psutil
@@ -343,6 +344,41 @@ def eventually(check: Callable[[], T], timeout: float = 20, every: float = 0.05)
             pytest.fail(f"after {timeout:g} s the check still gave {value!r}")
         time.sleep(every)
     return value
+
+
+LATE = """
+import select, sys, time
+late = 0.0
+print(flush=True)
+while True:
+    began = time.monotonic()
+    if select.select([sys.stdin], [], [], 0.01)[0]:
+        break
+    late += time.monotonic() - began - 0.01
+print(late)
+"""
+
+
+class Within:
+    """Holds what happens in it to a number of seconds, of which a process that finds a core free may need them all.
+
+    How long the machine has kept a small process waiting meanwhile, which wakes a hundred times a second, is granted.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._late = subprocess.Popen([sys.executable, "-ISc", LATE], stdin=PIPE, stdout=PIPE)
+        assert self._late.stdout is not None
+        self._late.stdout.readline()
+        self._began = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        seconds = time.monotonic() - self._began
+        late = float(self._late.communicate(b"over", timeout=30)[0])
+        if kind is None and seconds >= self._seconds + late:
+            pytest.fail(f"took {seconds:.2f} s, of {self._seconds:g} s and {late:.2f} s in which the machine was busy")
 
 
 # Servers
