@@ -284,7 +284,7 @@ def test_many_rows_have_each_their_own_timeout() -> None:
         began = time.monotonic()
         assert performed(polite, timeout=0.8).outcome is Outcome.TIMED_OUT
         assert performed(polite, timeout=0.1).outcome is Outcome.TIMED_OUT  # shorter than what the clock was set to
-        assert 0.9 <= time.monotonic() - began < 1.8  # not only when it rings again, a second later
+        assert 0.9 <= time.monotonic() - began < 1.5  # not only when it rings again, a second later
         time.sleep(0.2)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
