@@ -311,6 +311,11 @@ def _environment(changes: Env | None, mark: str) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def marked() -> dict[str, str]:
+    """The environment for a process that a test starts by itself: left behind by a failure, it is found and killed."""
+    return _environment(None, _new_mark())
+
+
 SCHEDULER = (sys.executable, "-m", "nih_sched")
 
 
@@ -628,8 +633,7 @@ class MariaDB(DatabaseServer):
             missing(
                 "MARIADB", "install it (apt install mariadb-server, or brew install mariadb); it needn't be started"
             )
-        # Below the range that outgoing connections take, so that none can sit on it during a restart.
-        self.port = next(port for port in iter(lambda: random.randint(20000, 32000), None) if _is_free(port))
+        self.port = free_port()  # during a restart, too
         options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force"]
         # In /tmp two of them at once would delete each other's temporary tables.
         places = [f"--datadir={self.folder}/data", f"--tmpdir={self.folder}"]
@@ -669,6 +673,11 @@ class MariaDB(DatabaseServer):
             with suppress(sqlalchemy.exc.DBAPIError):  # it has just gone
                 self.sql(f"KILL HARD {number}")
         self.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+def free_port() -> int:
+    """One that stays free: below the range that outgoing connections take, of which other tests make many."""
+    return next(port for port in iter(lambda: random.randint(20000, 32000), None) if _is_free(port))
 
 
 def _is_free(port: int) -> bool:
