@@ -62,6 +62,7 @@ def test_whenever_a_cancel_comes_there_is_time_left_to_end_the_rows_processes(
     desk = place.desk()
     (row,) = start(desk, *claim(desk))
     now = 0.0
+    monkeypatch.setattr("nih_sched.runner.hand._hand", None)  # other tests get theirs back afterwards
     monkeypatch.setattr("nih_sched.runner.cancelling.clock.monotonic", lambda: now)
     monkeypatch.setattr("nih_sched.runner.cancelling.os.kill", lambda pid, number: None)  # the horse is deaf
     waits = []
