@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NoReturn, Self, TypeVar
 
 import psutil
@@ -143,6 +144,12 @@ def _new_mark() -> str:
     mark = f"{RUN}/{next(_numbers)}"
     _unchecked.add(mark)
     return mark
+
+
+def commands(*line: str) -> list[psutil.Process]:
+    """The living processes with this command line that this test's commands have started: others run beside it."""
+    family = Family(lambda mark: mark in _unchecked)
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == list(line) and p in family]
 
 
 def strays() -> list[str]:
@@ -304,6 +311,11 @@ def _environment(changes: Env | None, mark: str) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def marked() -> dict[str, str]:
+    """The environment for a process that a test starts by itself: left behind by a failure, it is found and killed."""
+    return _environment(None, _new_mark())
+
+
 SCHEDULER = (sys.executable, "-m", "nih_sched")
 
 
@@ -337,6 +349,41 @@ def eventually(check: Callable[[], T], timeout: float = 20, every: float = 0.05)
             pytest.fail(f"after {timeout:g} s the check still gave {value!r}")
         time.sleep(every)
     return value
+
+
+LATE = """
+import select, sys, time
+late = 0.0
+print(flush=True)
+while True:
+    began = time.monotonic()
+    if select.select([sys.stdin], [], [], 0.01)[0]:
+        break
+    late += time.monotonic() - began - 0.01
+print(late)
+"""
+
+
+class Within:
+    """Holds what happens in it to a number of seconds, of which a process that finds a core free may need them all.
+
+    How long the machine has kept a small process waiting meanwhile, which wakes a hundred times a second, is granted.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._late = subprocess.Popen([sys.executable, "-ISc", LATE], stdin=PIPE, stdout=PIPE)
+        assert self._late.stdout is not None
+        self._late.stdout.readline()
+        self._began = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        seconds = time.monotonic() - self._began
+        late = float(self._late.communicate(b"over", timeout=30)[0])
+        if kind is None and seconds >= self._seconds + late:
+            pytest.fail(f"took {seconds:.2f} s, of {self._seconds:g} s and {late:.2f} s in which the machine was busy")
 
 
 # Servers
@@ -586,8 +633,7 @@ class MariaDB(DatabaseServer):
             missing(
                 "MARIADB", "install it (apt install mariadb-server, or brew install mariadb); it needn't be started"
             )
-        # Below the range that outgoing connections take, so that none can sit on it during a restart.
-        self.port = next(port for port in iter(lambda: random.randint(20000, 32000), None) if _is_free(port))
+        self.port = free_port()  # during a restart, too
         options = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force"]
         # In /tmp two of them at once would delete each other's temporary tables.
         places = [f"--datadir={self.folder}/data", f"--tmpdir={self.folder}"]
@@ -627,6 +673,11 @@ class MariaDB(DatabaseServer):
             with suppress(sqlalchemy.exc.DBAPIError):  # it has just gone
                 self.sql(f"KILL HARD {number}")
         self.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+def free_port() -> int:
+    """One that stays free: below the range that outgoing connections take, of which other tests make many."""
+    return next(port for port in iter(lambda: random.randint(20000, 32000), None) if _is_free(port))
 
 
 def _is_free(port: int) -> bool:

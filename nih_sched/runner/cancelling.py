@@ -22,7 +22,7 @@ from nih_sched.store import Attempts, Desk
 from nih_sched.store.cancels import Cancels
 
 AFTER = 1.0  # seconds that a row must have run before it is looked at: short ones never are
-EVERY = 2.0  # seconds between looks at its word
+EVERY = 1.0  # seconds between looks at its word: with KILL_AFTER and the ticks, 5 must do under load too
 TICK = 0.2  # seconds between a keeper's looks at the hand
 KILL_AFTER = 2.5  # seconds from asking a horse to leave its row, a command has 2, to killing it
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from redis.client import Pipeline
 
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
-CALLS = 20  # in a second, to one that is just about to wait
 STOP_NOW = signal.SIGQUIT
 WARM = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -95,7 +94,8 @@ class StoppingWorker(ThinWorker):
         except ResponseError:  # not everybody may ask that
             timeout = min(timeout, SHORTLY)
         try:
-            return super()._wait(queued, fetched, timeout)
+            # Asked now that others see that we wait: either we see the stop here, or they see us and end the wait.
+            return None if self._stop_requested else super()._wait(queued, fetched, timeout)
         finally:
             self._waits_as = 0
 
@@ -103,10 +103,9 @@ class StoppingWorker(ThinWorker):
         """Have Redis answer at once: that there is no job, or with the job that it was just handing out."""
 
         def unblock() -> None:
-            for _ in range(CALLS):
-                if waits_as := self._waits_as:
-                    with contextlib.suppress(Exception):  # an ending worker closes the connection under our hands
-                        self.connection.client_unblock(waits_as)
+            while waits_as := self._waits_as:  # again and again: it may be just about to wait
+                with contextlib.suppress(Exception):  # an ending worker closes the connection under our hands
+                    self.connection.client_unblock(waits_as)
                 time.sleep(0.05)
 
         threading.Thread(target=unblock, daemon=True).start()

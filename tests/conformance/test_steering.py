@@ -8,9 +8,12 @@ from conformance.places import Events, Place, claim, failed, finish, only, ready
 from nih_sched import reports, steer
 from nih_sched.errors import CantCancel, ChunkRefused, NoSuchRow, NoSuchSource, UsageError
 from nih_sched.model import Outcome
+from nih_sched.runner.cancelling import TICK, Watch
+from nih_sched.runner.hand import new_hand
 from nih_sched.store import Attempts, Claims, Looks, Retries
 from nih_sched.store.pauses import Pauses
 from nih_sched.store.rows import parse_key
+from nih_sched.worker.rq_worker import LOOK
 
 PICKY = (
     "CREATE TABLE jobs (id integer PRIMARY KEY, state varchar(20), name varchar(100), "
@@ -48,6 +51,31 @@ def test_while_a_source_is_paused_none_of_its_rows_is_claimed_or_starts_and_runn
     assert len(start(desk, *claim(desk), run="again")) == 2
     told = [(event, facts["by"]) for event, facts in events if event in ("paused", "resumed")]
     assert told == [("paused", "ada@here"), ("resumed", "ada")]
+
+
+@only("sqlite")
+@pytest.mark.parametrize("tick", [TICK, LOOK])
+def test_whenever_a_cancel_comes_there_is_time_left_to_end_the_rows_processes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tick: float
+) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    (row,) = start(desk, *claim(desk))
+    now = 0.0
+    monkeypatch.setattr("nih_sched.runner.hand._hand", None)  # other tests get theirs back afterwards
+    monkeypatch.setattr("nih_sched.runner.cancelling.clock.monotonic", lambda: now)
+    monkeypatch.setattr("nih_sched.runner.cancelling.os.kill", lambda pid, number: None)  # the horse is deaf
+    waits = []
+    for phase in range(10):
+        place.set(1, "Started")
+        new_hand().take(row.claim.id)
+        watch, now, cancelled = Watch(), 0.0, 1.01 + phase / 5
+        while not (watch.is_due(row.claim.id) and watch.look(desk, 1)):
+            before, now = now, now + tick
+            if before < cancelled <= now:
+                place.set(1, "Cancelled")
+        waits.append(now - cancelled)
+    assert 2.5 < max(waits) < 4.0  # of the 5 that are promised
 
 
 def test_a_pause_holds_retries_and_the_rest_of_a_batch_too(place: Place) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Work, make_work
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
-from servers import Database, eventually, scheduler, spawn_scheduler
+from servers import Database, eventually, free_port, scheduler, spawn_scheduler
 
 PASSWORD = "pw-of-the-browser"
 HANDLER = """
@@ -32,12 +32,6 @@ def app(sqlite_db: Database, redis_url: str, tmp_path: Path, monkeypatch: pytest
     return work
 
 
-def free_port() -> int:
-    with socket.socket() as line:
-        line.bind(("127.0.0.1", 0))
-        return int(line.getsockname()[1])
-
-
 class Person:
     """Who sits before it."""
 
@@ -56,11 +50,20 @@ class Person:
     def waits_for(self, words: str, seconds: float = 15) -> None:
         WebDriverWait(self.browser, seconds).until(lambda _: words in self.text, f"{words!r} isn't in {self.text}")
 
+    def clicks(self, by: str, what: str) -> None:
+        """On what is there at this moment: the page is drawn anew meanwhile, and a finger holds no element of it."""
+
+        def click(browser: Any) -> bool:
+            browser.find_element(by, what).click()
+            return True
+
+        WebDriverWait(self.browser, 5, 0.02, [StaleElementReferenceException]).until(click, f"no {what}")
+
     def presses(self, name: str) -> None:
-        self.browser.find_element(By.XPATH, f"//button[normalize-space()='{name}']").click()
+        self.clicks(By.XPATH, f"//button[normalize-space()='{name}']")
 
     def follows(self, name: str) -> None:
-        self.browser.find_element(By.LINK_TEXT, name).click()
+        self.clicks(By.LINK_TEXT, name)
 
     def shoots(self, name: str) -> None:
         self.browser.save_screenshot(str(self._shots / f"{name}.png"))
@@ -113,7 +116,7 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
         it.open("/rows/40")
         it.waits_for("running for")
         it.shoots("running")
-        it.browser.find_element(By.XPATH, "//summary[contains(., 'Cancel')]").click()
+        it.clicks(By.XPATH, "//summary[contains(., 'Cancel')]")
         it.shoots("confirm")
         it.presses("Stop it")
         it.waits_for("Cancelled: it is stopped within 5 s")

@@ -6,21 +6,15 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import servers
 from conftest import Work, make_work
-from servers import Database, eventually, run, scheduler, spawn_scheduler
+from servers import Database, commands, eventually, run, scheduler, spawn_scheduler
 
 from nih_sched import Fail, broker
 from nih_sched.settings import Settings
 
 ONE = ("--burst", "--max-concurrent-jobs", "1", "--delay", "0.1")
-
-
-def commands(*line: str) -> list[psutil.Process]:
-    """The living processes with this command line."""
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == list(line)]
 
 
 def test_a_horse_that_leaves_without_a_word_has_crashed(lite: Work) -> None:

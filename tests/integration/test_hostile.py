@@ -385,8 +385,10 @@ def make_texts(work: Work) -> None:
 def insert_texts(work: Work, records: list[tuple[str, str]]) -> None:
     """Ready rows with these names and bodies."""
     statement = sqlalchemy.text("INSERT INTO texts (name, state, body) VALUES (:n, 'Pending', :b)")
-    with work.engine.begin() as connection:
-        connection.execute(statement, [{"n": name, "b": body} for name, body in records])
+    for name, body in records:
+        # A transaction for each: ours may idle for 5 s, in which PyMySQL can't quote 10 MB on a busy machine.
+        with work.engine.begin() as connection:
+            connection.execute(statement, {"n": name, "b": body})
 
 
 TEXTS = """

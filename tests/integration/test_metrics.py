@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Work
-from servers import Redis, eventually, scheduler, spawn_scheduler
+from servers import Redis, eventually, free_port, scheduler, spawn_scheduler
 
 from nih_sched.metrics.exposition import exposition
 from nih_sched.settings import Settings
@@ -21,11 +20,6 @@ from nih_sched.store import open_desk
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SECRET = "the tokén"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def ask(port: int, path: str, **headers: str) -> tuple[int, str]:

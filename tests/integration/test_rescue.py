@@ -163,7 +163,8 @@ def test_a_frozen_tree_loses_its_rows_and_is_refused_when_it_thaws(work: Work) -
         with spawn_scheduler(*line, env=work.env, cwd=work.folder) as process:
             eventually(lambda: work.states() == {"Done": 1}, timeout=40)
             for one in tree:
-                one.resume()
+                with contextlib.suppress(psutil.NoSuchProcess):  # who thaws first ends the horse
+                    one.resume()
             eventually(lambda: not lives(horse))
             process.terminate()
             assert process.wait(40) == 0

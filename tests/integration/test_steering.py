@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-import psutil
 import pytest
 from conftest import Work, stock_worker
-from servers import Spawned, eventually, scheduler, spawn, spawn_scheduler
+from servers import Spawned, Within, commands, eventually, scheduler, spawn, spawn_scheduler
 
 LINE = ("--max-concurrent-jobs", "1", "--delay", "0.2")
 HANDLERS = """
@@ -46,18 +45,15 @@ def small(lite: Work) -> Work:
     return lite
 
 
-def sleepers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "78"]]
-
-
 def cancelled_within(work: Work, seconds: float) -> None:
     """Cancel row 1, which runs, as its owner does, and see it end."""
-    eventually(lambda: work.ran()["begin 1"] and sleepers(), timeout=40)
+    eventually(lambda: work.ran()["begin 1"] and commands("sleep", "78"), timeout=40)
     time.sleep(0.5)
-    work.sql("UPDATE work SET state = 'Cancelled' WHERE id = 1")
-    began = time.monotonic()
-    eventually(lambda: [a.outcome for a in work.attempts()] == ["cancelled"] and not sleepers(), timeout=30)
-    assert time.monotonic() - began < seconds
+    with Within(seconds):
+        work.sql("UPDATE work SET state = 'Cancelled' WHERE id = 1")
+        eventually(
+            lambda: [a.outcome for a in work.attempts()] == ["cancelled"] and not commands("sleep", "78"), timeout=30
+        )
     assert work.sql("SELECT state FROM work WHERE id = 1") == [("Cancelled",)]
 
 

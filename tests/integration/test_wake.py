@@ -85,10 +85,9 @@ def test_without_anything_that_tells_a_row_waits_for_the_poll(pg: Work) -> None:
 
 
 def test_while_rows_come_others_are_looked_for_without_being_told(pg: Work) -> None:
-    with idle(pg):
+    with idle(pg, "--poll-interval", f"{SOON + 5}"):
         pg.insert(2)
-        time.sleep(POLL / 2)  # the one that nobody tells of waits for the poll
-        eventually(lambda: pg.states() == {"Done": 2}, timeout=POLL)
+        eventually(lambda: pg.states() == {"Done": 2}, timeout=45)  # nobody tells of it: it waits for the poll
         runs_soon(pg, 3)
 
 

