@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import telemetry
 from nih_sched.errors import NihError
 from nih_sched.store import Desk
+from nih_sched.store.horizon import Horizon
 from nih_sched.store.tally import Tally
 
 EVERY = 5.0  # seconds between additions to the database
@@ -110,6 +111,7 @@ class _Adding:
     def __init__(self, counting: Counting, desk: Desk) -> None:
         self._counting = counting
         self._tally = Tally(desk)
+        self._horizon = Horizon(desk)
         self._left: dict[str, float] = {}
         self._seen = 0  # the newest claim whose waiting time was looked at
         self._over = threading.Event()
@@ -126,6 +128,7 @@ class _Adding:
                 self._left[name] = self._left.get(name, 0.0) + value
             self._tally.add(self._left)
             self._left = {}
+            self._horizon.note()
 
     def go(self) -> None:
         """Add up until told to stop, and once more then."""

@@ -16,6 +16,7 @@ from nih_sched.errors import UsageError
 from nih_sched.model import Key
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import History, Record
+from nih_sched.store.horizon import Horizon
 from nih_sched.store.order import beyond, in_key_order
 from nih_sched.store.selection import Selection, fitting
 from nih_sched.store.selects import Selects
@@ -77,6 +78,7 @@ class Listing:
         self._rows = desk.rows
         self._selects = Selects(desk)
         self._history = History(desk)
+        self._horizon = Horizon(desk)
         self._too_slow = 0  # ways to find rows at once that were: they aren't tried again
 
     def check(self, where: str) -> None:
@@ -230,6 +232,11 @@ class Listing:
         if selection.since is None:
             return self._through(selection, limit, after, descending, until)
         now = clock.monotonic()
+        first = self._horizon.below(selection.since)
+        if first is not None:  # the ledger's end can tell, unless much has happened in it
+            keys = self._history.lately(selection.since, FEW, until=min(until, now + SPARSE), first=first)
+            if keys is not None:
+                return self._among(keys, selection, limit, after, descending)
         sparse = now + (SPARSE if selection.words is None else SPARSE_OF_STATE)
         page = self._through(selection, limit, after, descending, min(until, sparse))
         if not page.was_cut:
