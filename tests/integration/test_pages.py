@@ -497,6 +497,43 @@ def test_a_text_that_is_none_is_shown_and_fails_its_row_in_order(lite: Work, red
     site.desk.close()
 
 
+def test_a_row_whose_key_cannot_be_read_is_left_alone_and_the_others_go_on(lite: Work, redis_url: str) -> None:
+    lite.sql("DROP TABLE work")
+    lite.sql("CREATE TABLE work (id VARCHAR(50) PRIMARY KEY, state VARCHAR(20))")
+    for key in ("X'61'", "X'61FF'", "X'62'", "X'FF'"):  # SQLite takes any bytes for a text
+        lite.sql(f"INSERT INTO work VALUES (CAST({key} AS TEXT), 'Pending')")
+    (lite.folder / "fine.py").write_text("def ship(id):\n    pass\n")
+    run = scheduler("--job", "fine:ship", "--burst", "--quiet", env=lite.env, cwd=lite.folder)
+    assert run.returncode == 0, run.stderr
+    assert lite.states() == {"Done": 2, "Pending": 2}
+    for rowid in (2, 4):
+        said = f"row with rowid {rowid} of main.work is left alone: its key is no text in its encoding"
+        assert run.stderr.count(said) == 1, run.stderr
+
+    lite.sql("UPDATE work SET state = 'Failed'")
+    site = Site(lite, redis_url)
+    same, form = login() | {"Origin": "http://localhost"}, {"token": site.token(), "error": "not by us"}
+    answer = site.client.post("/requeue-group", data=form, headers=same)
+    assert answer.status_code == 303, answer.text
+    page = site.get(answer.headers["Location"])
+    assert "Requeued 2 rows. Left out 2 whose keys can&#39;t be read: rowid 2, 4.</p>" in page.text
+    assert lite.states() == {"Pending": 2, "Failed": 2}
+    site.desk.close()
+
+    # Those at the end of what is read together are passed over too.
+    lite.sql("DELETE FROM work")
+    numbers = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 2500) SELECT n FROM s"
+    lite.sql(f"INSERT INTO work SELECT printf('k%04d', n), 'Failed' FROM ({numbers})")
+    for n in (1, 1000, 1001, 2002, 2500):
+        lite.sql(f"UPDATE work SET id = CAST(CAST(id AS BLOB) || X'FF' AS TEXT) WHERE id = 'k{n:04}'")
+    run = scheduler("requeue", "--state", "failed", "--yes", env=lite.env, cwd=lite.folder)
+    assert run.stdout == "Requeued 2,495 rows.\n"
+    assert re.fullmatch(
+        r"Left out, for their keys can't be read:( rowid \d+,?){5}\.\n", run.stderr.splitlines(True)[-1]
+    )
+    assert lite.states() == {"Pending": 2495, "Failed": 5}
+
+
 def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     lite.sql("DROP TABLE work")
     lite.sql("CREATE TABLE work (a VARCHAR(50), b INTEGER, state VARCHAR(20), PRIMARY KEY (a, b))")
