@@ -124,6 +124,19 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
         it.waits_for(f"{source} claim")
         it.shoots("rq")
 
+        # What stands in a line of a list is read in a line, however long its neighbours are.
+        app.insert(50, kind="bad")
+        app.sql("UPDATE work SET state = 'Failed', kind = 'x' WHERE id = 33")
+        claims = "UPDATE nih_sched_attempts SET outcome = 'interrupted', reason = :why WHERE row_key = '[33]'"
+        app.sql(claims, why="https://" + "very-long-subdomain-" * 12)
+        browser.set_window_size(1280, 900)
+        it.open("/rows")
+        lines = "[...document.querySelectorAll('thead th, td.when, td[data-name]')].filter((one) => one.innerText).map((one) => {"
+        lines += (
+            "const text = document.createRange(); text.selectNodeContents(one); return text.getClientRects().length})"
+        )
+        assert set(browser.execute_script(f"return {lines}")) == {1}
+
         dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
         browser.set_window_size(420, 900)
@@ -132,3 +145,11 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
             it.shoots(name)
             size = "document.documentElement"
             assert browser.execute_script(f"return {size}.scrollWidth <= {size}.clientWidth"), name
+        it.open("/rq/")
+        it.shoots("phone-rq")
+        box = "document.querySelector('{}').getBoundingClientRect().{}"
+        ends = (
+            "document.createRange(); text.selectNodeContents(document.querySelector('p.intro'));"
+            " return text.getBoundingClientRect().bottom"
+        )
+        assert browser.execute_script(f"const text = {ends} <= {box.format('#queues', 'top')}")

@@ -64,10 +64,11 @@ class Site:
         self.work = work
         settings = load({}, work.env)
         self.desk: Desk = open_desk(settings)
+        self.redis_url = redis_url
 
         def make(token: Any, who: Any, client: redis.Redis) -> flask.Blueprint:
             self.token = token
-            place = pages.Place(self.desk, settings, lambda: redis_url, lambda: client, read_only, token, who)
+            place = pages.Place(self.desk, settings, lambda: self.redis_url, lambda: client, read_only, token, who)
             return pages.make_blueprint(place)
 
         access = web.Access(PASSWORD, TOKEN, read_only)
@@ -545,6 +546,39 @@ def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     for link in links:
         assert site.get(link.replace("&amp;", "&")).status_code == 200, link
     site.desk.close()
+
+
+def test_an_outage_and_a_pause_are_said_first_and_a_tile_leads_to_all_that_it_counts(site: Site) -> None:
+    for number, word in enumerate(("Queued", "Queued", "Done"), 1):
+        site.work.sql("INSERT INTO work VALUES (:id, :word, 'x')", id=number, word=word)
+    page = site.get("/").text
+    assert 'href="/rows?state=Queued"' in page  # queued and retrying have one word
+    assert "can&#39;t be reached" not in page
+    assert len(re.findall(r'<td><a href="/rows/\d"', site.get("/rows?state=Queued").text)) == 2
+    site.work.sql("UPDATE nih_sched_sources SET paused_at = CURRENT_TIMESTAMP, paused_by = 'ada'")
+    site.redis_url = "redis://127.0.0.1:1/0"
+    page = site.get("/").text
+    alerts = re.findall(r'<p class="alert">(.*?)</p>', page)
+    assert [one.split(":")[0] for one in alerts] == ["Paused", "Redis can&#39;t be reached"]
+    assert '<a href="#steer">Resume</a>' in alerts[0]
+    assert '<h2 id="steer">' in page
+
+
+def test_a_sentence_in_place_of_a_page_looks_like_one(site: Site) -> None:
+    answer = site.get("/rq/0/view/job/nope")
+    assert answer.status_code == 404
+    assert '<meta name="color-scheme" content="light dark">' in answer.text
+    assert '<meta name="viewport"' in answer.text
+    assert site.get(re.findall(r'rel="stylesheet" href="([^"]+)"', answer.text)[0]).status_code == 200
+
+
+def test_a_long_reason_without_a_traceback_is_shown_whole(bad: Site) -> None:
+    why = "exit code 3: " + "long " * 100 + "\nand a second line"
+    bad.work.sql("UPDATE nih_sched_attempts SET reason = :why, traceback = NULL WHERE row_key = '[1]'", why=why)
+    page = bad.get("/rows/1").text
+    assert f'<pre tabindex="0">{why}</pre>' in page
+    assert "…." not in page
+    assert "Reason, all of it" not in bad.get("/rows/2").text
 
 
 def test_the_chart_tells_the_whole_hour(site: Site) -> None:
