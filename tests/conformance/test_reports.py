@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import timedelta
 from typing import Any
@@ -466,6 +467,32 @@ def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monk
     monkeypatch.setattr(Overview, "by_word", lambda self: self._newest_by_word())
     found = reports.status(desk, NOWHERE)
     assert {str(one.count) for one in found.states} == {"0+", "1"}
+
+
+def test_ready_rows_that_take_long_to_count_are_not_said_to_be_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs(*["Pending"] * 5, "Done")
+    desk = place.desk()
+    slow, looking = _overdue(desk), type(desk.dialect).looking
+    patient = [0.05]  # whoever asks for more time than that doesn't get it
+
+    @contextlib.contextmanager
+    def impatient(self: Any, engine: Any, seconds: float) -> Any:
+        if patient[0] < seconds < 0.15:
+            raise slow
+        with looking(self, engine, seconds) as connection:
+            yield connection
+
+    monkeypatch.setattr("nih_sched.store.overview.STEP", 3)
+    monkeypatch.setattr(type(desk.dialect), "looking", impatient)
+    assert str(Overview(desk).ready(seconds=0.1)) == "3+"
+    found = reports.status(desk, NOWHERE)
+    assert (found.ready.rows, found.ready.more) == (5, False)  # as all rows were counted
+    desk = place.desk(where="id > 0")
+    assert str(reports.status(desk, NOWHERE).ready) == "3+"
+    patient[0] = 0.0
+    assert str(Overview(desk).ready(seconds=0.1)) == "0+"
 
 
 def test_instants_are_said_in_utc_with_the_date_only_where_it_is_not_todays(place: Place) -> None:
