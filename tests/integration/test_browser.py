@@ -131,9 +131,12 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
         app.sql(claims, why="https://" + "very-long-subdomain-" * 12)
         browser.set_window_size(1280, 900)
         it.open("/rows")
-        lines = "[...document.querySelectorAll('thead th, td.when, td[data-name]')].filter((one) => one.innerText)"
-        lines += ".map((one) => { const text = document.createRange(); text.selectNodeContents(one); return text.getClientRects().length})"
-        assert set(browser.execute_script(f"return {lines}")) == {1}
+        found = "[...document.querySelectorAll('thead th, td.when, td[data-name]')].filter((one) => one.innerText)"
+        of_one = (
+            "const text = document.createRange(); text.selectNodeContents(one); return text.getClientRects().length"
+        )
+        counted = browser.execute_script(f"return {found}.map((one) => {{ {of_one} }})")
+        assert set(counted) == {1}
 
         dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
