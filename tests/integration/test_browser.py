@@ -129,7 +129,7 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
         app.sql("UPDATE work SET state = 'Failed', kind = 'x' WHERE id = 33")
         claims = "UPDATE nih_sched_attempts SET outcome = 'interrupted', reason = :why WHERE row_key = '[33]'"
         app.sql(claims, why="https://" + "very-long-subdomain-" * 12)
-        browser.set_window_size(1280, 900)
+        browser.set_window_size(760, 900)
         it.open("/rows")
         found = "[...document.querySelectorAll('thead th, td.when, td[data-name]')].filter((one) => one.innerText)"
         of_one = (

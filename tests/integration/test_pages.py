@@ -555,7 +555,7 @@ def test_an_outage_and_a_pause_are_said_first_and_a_tile_leads_to_all_that_it_co
     assert 'href="/rows?state=Queued"' in page  # queued and retrying have one word
     assert "can&#39;t be reached" not in page
     assert len(re.findall(r'<td><a href="/rows/\d"', site.get("/rows?state=Queued").text)) == 2
-    site.work.sql("UPDATE nih_sched_sources SET paused_at = CURRENT_TIMESTAMP, paused_by = 'ada'")
+    assert site.post("/pause", reason="why") == 303
     site.redis_url = "redis://127.0.0.1:1/0"
     page = site.get("/").text
     alerts = re.findall(r'<p class="alert">(.*?)</p>', page)
