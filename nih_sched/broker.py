@@ -6,7 +6,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -20,6 +20,7 @@ from rq.registry import ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker_registration import get_keys
 
+from nih_sched.counts import NAMES
 from nih_sched.model import Claim, Source
 from nih_sched.redis_client import OUTAGES, address, client, connect, server_facts, why
 
@@ -32,6 +33,8 @@ SERIALIZER = JSONSerializer
 FUNCTION = "nih_sched.runner.run"
 RESULT_TTL = 500  # seconds for which rq-dashboard shows a finished job
 FAILURE_TTL = 30 * 86400  # seconds for which it shows a failed one; the ledger keeps the truth longer
+COUNTS = "nih_sched:counts:"  # and a source's name: what stock workers have counted
+COUNTS_TTL = 86400  # seconds for which they wait for a producer
 RQ_SLACK = 3600  # seconds by which RQ's timeout comes after ours: an outcome may have to wait for the database
 
 
@@ -208,6 +211,26 @@ def current_queue() -> Queue | None:
     """Inside an RQ job: the queue it came from, on the worker's own connection."""
     job = get_current_job()
     return None if job is None else queue_of(job.connection, job.origin)
+
+
+def tell_counts(queue: Queue, counts: Mapping[str, float]) -> None:
+    """Have a producer of the source add these up: for who has nobody else to tell."""
+    key = COUNTS + queue.name
+    with queue.connection.pipeline() as pipeline:
+        for name, value in counts.items():
+            pipeline.hincrbyfloat(key, name, value)
+        pipeline.expire(key, COUNTS_TTL)
+        pipeline.execute()
+
+
+def take_counts(connection: Redis, source: str) -> dict[str, float]:
+    """What was told of a source since it was last asked for; nothing while Redis is away."""
+    with contextlib.suppress(*OUTAGES), connection.pipeline() as pipeline:
+        pipeline.hgetall(COUNTS + source)
+        pipeline.delete(COUNTS + source)
+        found, _ = pipeline.execute()
+        return {name.decode(): float(value) for name, value in found.items() if name.decode() in NAMES}
+    return {}
 
 
 def spend_retries() -> None:

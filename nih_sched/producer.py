@@ -275,7 +275,11 @@ class Producer:
         except DBAPIError as error:
             if self._desk.dialect.is_transient(error):
                 raise
-            raise self._refused(error) from error
+            if not (odd := self._claims.set_aside(error)):
+                raise self._refused(error) from error
+            for one in odd:
+                telemetry.emit("left_alone", row=str(one), table=self._desk.rows.name, key=one.key)
+            return self._claim(room, size, hungry)
         if claims:
             self._send_new(claims)
         if void := self._claims.take_void():  # after the sending, which must not wait for it: it is refused anyway

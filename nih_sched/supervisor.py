@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from redis import Redis
@@ -289,7 +290,8 @@ def produce(
     reconciler = Reconciler(desk, connection, producer.name, pruner)
     wake = Wake(stop, desk.watch(), Doorbell(connection, desk.source.name))
     try:
-        with metrics.adding_up(counting or metrics.count_here(), desk), _told(settings, desk, connection, redis_url):
+        own, theirs = counting or metrics.count_here(), partial(broker.take_counts, connection, desk.source.name)
+        with metrics.adding_up(own, desk, theirs), _told(settings, desk, connection, redis_url):
             ended = producer.loop(wake, reconciler)
     finally:
         wake.close()

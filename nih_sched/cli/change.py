@@ -20,7 +20,9 @@ from nih_sched.settings import Settings
 from nih_sched.steer import ENDED, UNENDED, Result
 from nih_sched.store import Desk, open_desk
 from nih_sched.store.rows import parse_key
+from nih_sched.store.unreadable import Unreadable
 
+NAMED = 10  # rows that were left out which are named
 COUNTING = 2.0  # seconds for which rows are counted before we ask
 ROWS = tuple(name for name in STEER if name != "where")  # a condition on the rows to change, here
 
@@ -98,17 +100,21 @@ def _change(
     listen(settings)
     desk = open_desk(settings)
     try:
+        left_out: list[Unreadable] = []
         chosen: Iterable[Key] = [parse_key(desk, key) for key in dict.fromkeys(keys)]
         if not keys:
             age = None if since is None else seconds_of(since)
             selection = reports.select(desk, state=state, where=condition, since=age, error=error)
-            chosen = reports.keys(desk, selection, limit)
+            chosen = reports.keys(desk, selection, limit, left_out=left_out)
         if not yes and not (chosen := _ask(desk, verb, chosen)):
             click.echo("There are no such rows.")
             return 0
         result = change(desk, chosen, who(), connection=redis_of(settings))
     finally:
         desk.close()
+    if left_out:
+        shown = ", ".join(map(str, left_out[:NAMED])) + (", …" if len(left_out) > NAMED else "")
+        click.echo(telemetry.one_line(f"Left out, for their keys can't be read: {shown}."), err=True)
     return _tell(result, done, named=bool(keys))
 
 

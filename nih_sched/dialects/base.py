@@ -313,6 +313,10 @@ class Dialect:
         """Whether the driver alone failed, at turning a value into Python; the transaction goes on."""
         return False
 
+    def raw_text(self, column: Column[Any]) -> ColumnElement[bytes] | None:
+        """A text's bytes, NULL for what is none; None where every text of the database's can be read."""
+        return None
+
     def is_refusal(self, error: DBAPIError) -> bool:
         """Whether the database itself refused a statement, in words of its own: no driver failed, nothing broke."""
         raise NotImplementedError

@@ -11,7 +11,22 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Engine, Select, String, Table, and_, collate, create_engine, event
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    LargeBinary,
+    Select,
+    String,
+    Table,
+    and_,
+    case,
+    cast,
+    collate,
+    create_engine,
+    event,
+    func,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
@@ -198,6 +213,10 @@ class SQLite(Dialect):
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Text that isn't UTF-8; what SQLite itself refuses has a code."""
         return getattr(error.orig, "sqlite_errorcode", None) is None
+
+    def raw_text(self, column: Column[Any]) -> ColumnElement[bytes] | None:
+        """It takes any bytes for a text."""
+        return case((func.typeof(column) == "text", cast(column, LargeBinary)))
 
     def is_refusal(self, error: DBAPIError) -> bool:
         """What SQLite itself says has a code; only a file that isn't its own any more looks like a locked one."""

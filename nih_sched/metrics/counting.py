@@ -9,67 +9,23 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import telemetry
+from nih_sched.counts import EVENTS, NAMES, observed
 from nih_sched.errors import NihError
 from nih_sched.store import Desk
+from nih_sched.store.horizon import Horizon
 from nih_sched.store.tally import Tally
 
 EVERY = 5.0  # seconds between additions to the database
 PATIENCE = 2.0  # seconds for which the last addition may take
-BOUNDS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, float("inf"))  # seconds
-SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf"))  # rows of a batch
-COUNTERS = (
-    *("claimed", "done", "failed", "retried", "rescued", "stale", "interrupted", "cancelled"),
-    *("database_errors", "redis_errors"),
-)
-HISTOGRAMS = {"run": BOUNDS, "wait": BOUNDS, "batch": SIZES}
-NAMES = (
-    *COUNTERS,
-    *(f"{name}_sum" for name in HISTOGRAMS),
-    *(f"{name}_le_{bound:g}" for name, bounds in HISTOGRAMS.items() for bound in bounds),
-)
 NUMBERS = {name: number for number, name in enumerate(NAMES)}
 RECORD = struct.Struct("<Bd")  # which name, and how much
 READ = RECORD.size * 4096
-
-Counted = Iterable[tuple[str, float]]
-
-
-def observed(name: str, value: float, times: float = 1) -> list[tuple[str, float]]:
-    """What a histogram counts when it sees this value so many times."""
-    bound = next(bound for bound in HISTOGRAMS[name] if value <= bound)
-    return [(f"{name}_le_{bound:g}", times), (f"{name}_sum", value * times)]
-
-
-def _ended(name: str) -> Callable[[dict[str, Any]], Counted]:
-    return lambda facts: [(name, 1), *observed("run", facts["seconds"] or 0.0)]
-
-
-def _together(facts: dict[str, Any]) -> Counted:
-    # Rows of a batch are told of by one event: each counts with their mean.
-    return [("done", facts["count"]), *observed("run", facts["seconds"] / facts["count"], facts["count"])]
-
-
-EVENTS: dict[str, Callable[[dict[str, Any]], Counted]] = {
-    "claimed": lambda facts: [("claimed", facts["count"])],
-    "started": lambda facts: observed("batch", 1),
-    "started_together": lambda facts: observed("batch", facts["count"]),
-    "done": _ended("done"),
-    "done_together": _together,
-    "failed": _ended("failed"),
-    "retrying": _ended("retried"),
-    "cancelled_running": _ended("cancelled"),
-    "interrupted": lambda facts: [("interrupted", 1)],
-    "rescued": lambda facts: [("rescued", 1)],
-    "stale": lambda facts: [("stale", 1)],
-    "database_lost": lambda facts: [("database_errors", 1)],
-    "redis_lost": lambda facts: [("redis_errors", 1)],
-}
 
 
 class Counting:
@@ -104,19 +60,24 @@ class Counting:
         os.close(self._in)
 
 
+Theirs = Callable[[], Mapping[str, float]]
+
+
 class _Adding:
     """Adds up in the database what was counted, now and then."""
 
-    def __init__(self, counting: Counting, desk: Desk) -> None:
+    def __init__(self, counting: Counting, desk: Desk, theirs: Theirs) -> None:
         self._counting = counting
+        self._theirs = theirs
         self._tally = Tally(desk)
+        self._horizon = Horizon(desk)
         self._left: dict[str, float] = {}
         self._seen = 0  # the newest claim whose waiting time was looked at
         self._over = threading.Event()
 
     def add(self) -> None:
         """Add up what there is; what the database doesn't take stays for the next time."""
-        for name, value in self._counting.take().items():
+        for name, value in (*self._counting.take().items(), *self._theirs().items()):
             self._left[name] = self._left.get(name, 0.0) + value
         if not self._left:
             return
@@ -126,6 +87,7 @@ class _Adding:
                 self._left[name] = self._left.get(name, 0.0) + value
             self._tally.add(self._left)
             self._left = {}
+            self._horizon.note()
 
     def go(self) -> None:
         """Add up until told to stop, and once more then."""
@@ -139,14 +101,15 @@ class _Adding:
 
 
 @contextlib.contextmanager
-def adding_up(counting: Counting, desk: Desk) -> Iterator[None]:
+def adding_up(counting: Counting, desk: Desk, theirs: Theirs = dict) -> Iterator[None]:
     """Add up meanwhile, and once at the end, what was counted; in a thread, so that nothing waits for it.
 
     Args:
         counting: what this process, and those that it shares a pipe with, count into.
         desk: the source's.
+        theirs: gives what processes have counted that share nothing with this one, each time what is new.
     """
-    adding = _Adding(counting, desk)
+    adding = _Adding(counting, desk, theirs)
     thread = threading.Thread(target=adding.go, daemon=True, name="nih-sched-counts")
     thread.start()
     try:

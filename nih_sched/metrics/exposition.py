@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from nih_sched import reports
-from nih_sched.metrics.counting import HISTOGRAMS
+from nih_sched.counts import HISTOGRAMS
 from nih_sched.store import Desk, Leases
 from nih_sched.store.tally import Tally
 

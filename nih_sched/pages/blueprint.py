@@ -23,9 +23,10 @@ from nih_sched.reports import words
 from nih_sched.reports.show import plain
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
-from nih_sched.store.history import History
+from nih_sched.store.history import NOT_BY_US, History
 from nih_sched.store.listing import LONGEST
 from nih_sched.store.rows import parse_key
+from nih_sched.store.unreadable import Unreadable
 
 PAGES = "pages"
 ROWS = 50  # on one page
@@ -197,9 +198,12 @@ def requeue_group(place: Place) -> Response:
     if not error:
         raise UsageError(reason="No group was named.")
     selection = reports.select(place.desk, state=State.FAILED.value, error=error)
-    keys = reports.keys(place.desk, selection, seconds=GROUP_SECONDS)
+    left_out: list[Unreadable] = []
+    keys = reports.keys(place.desk, selection, seconds=GROUP_SECONDS, left_out=left_out)
     result = steer.requeue(place.desk, keys, place.who(), connection=place.redis())
-    return _back(flask.url_for(".failures", done="group", count=result.changed, error=error))
+    # The ledger knows nothing of a row that can't be named, so it is of no other group.
+    odd = links.numbers(left_out) if error == NOT_BY_US else {}
+    return _back(flask.url_for(".failures", done="group", count=result.changed, error=error, **odd))
 
 
 def _named() -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flask
+
+from nih_sched.store.unreadable import Unreadable
 
 DONE = {
     "requeued": "Requeued.",
@@ -14,6 +17,7 @@ DONE = {
     "runs": "Not cancelled: it runs by now. To stop it, cancel it once more and confirm.",
 }
 MOST = 10**12  # rows; more is nothing that we have said
+NAMED = 10  # rows that were left out which are named
 
 
 def row(key: str, **more: Any) -> str:
@@ -34,15 +38,34 @@ def told(left: int = 0, *, more: bool = False) -> str:
         left: how many rows of the group are still failed.
         more: not all of them were counted.
     """
-    code, count = flask.request.args.get("done", ""), flask.request.args.get("count", "")
+    code, count = flask.request.args.get("done", ""), _number("count")
     if code != "group":
         return DONE.get(code, "")
-    if not (count.isdecimal() and len(count) < len(str(MOST))):
+    if count is None:
         return ""
-    done = f"Requeued {int(count):,} rows."
-    if left:
-        return f"{done} {'At least ' if more else ''}{left:,} of the group are left: press again."
+    done, odd = f"Requeued {count:,} rows.", _number("odd") or 0
+    if odd:
+        rowids = [one for one in flask.request.args.get("rowids", "").split(",") if _is_number(one)]
+        shown = ", ".join(rowids[:NAMED]) + (", …" if odd > len(rowids) else "")
+        done += f" Left out {odd:,} whose keys can't be read" + (f": rowid {shown}." if rowids else ".")
+    if left > odd:
+        return f"{done} {'At least ' if more else ''}{left - odd:,} of the group are left: press again."
     return done
+
+
+def numbers(left_out: Sequence[Unreadable]) -> dict[str, Any]:
+    """Rows that a change has left out, for told()."""
+    rowids = [str(one.number) for one in left_out if one.number is not None]
+    return {"odd": len(left_out), "rowids": ",".join(rowids[:NAMED])} if left_out else {}
+
+
+def _number(name: str) -> int | None:
+    text = flask.request.args.get(name, "")
+    return int(text) if _is_number(text) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < len(str(MOST))
 
 
 def _fits_a_path(key: str) -> bool:

@@ -15,6 +15,7 @@ from nih_sched.store import Desk
 from nih_sched.store.history import Brief, History, group_of, last_failure
 from nih_sched.store.listing import LONGEST, Listing
 from nih_sched.store.selection import Selection, words_of
+from nih_sched.store.unreadable import Unreadable
 
 GROUP_KEYS = 5  # rows of a group that are named
 
@@ -163,9 +164,27 @@ def rows(
     return Listed(tuple(_listed(desk, row) for row in shown.rows), page.next, page.stopped, page.was_cut)
 
 
-def keys(desk: Desk, selection: Selection, limit: int | None = None, *, seconds: float | None = None) -> Iterator[Key]:
-    """The keys of all rows that fit, however long it takes, or as many as are found in `seconds`."""
-    return Listing(desk, exact=True).keys(selection, limit, seconds=seconds)
+def keys(
+    desk: Desk,
+    selection: Selection,
+    limit: int | None = None,
+    *,
+    seconds: float | None = None,
+    left_out: list[Unreadable] | None = None,
+) -> Iterator[Key]:
+    """The keys of all rows that fit, however long it takes, or as many as are found in `seconds`.
+
+    Args:
+        desk: the source's.
+        selection: what is asked for.
+        limit: how many at most.
+        seconds: for which they are looked for.
+        left_out: gets the rows that were met whose keys can't be read, in the end.
+    """
+    listing = Listing(desk, exact=True)
+    yield from listing.keys(selection, limit, seconds=seconds)
+    if left_out is not None:
+        left_out += listing.aside.found
 
 
 def groups(desk: Desk, seconds: float = LONGEST) -> Groups:

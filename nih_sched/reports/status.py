@@ -19,6 +19,7 @@ from nih_sched.store.pauses import Pause, Pauses
 
 RATE_OVER = 60.0  # seconds
 FAILURES = 10  # newest ones shown
+READY_SECONDS = 0.1  # for which ready rows are counted: all else of a status is asked after them
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
     """
     overview = Overview(desk)
     counting = desk.beside(overview.by_word)  # what takes longest, while we ask the rest
-    ready, running, claimed, retries = overview.ready(), overview.running(), overview.claimed(), overview.retries()
+    ready, running = overview.ready(seconds=READY_SECONDS), overview.running()
+    claimed, retries = overview.claimed(), overview.retries()
     first = overview.first_ready(created)
     samples, now = overview.ended(), History(desk).now()
     redis, (failures, among) = look(redis_url, desk.source.name), _failures(desk)
@@ -205,6 +207,8 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
     workers = _workers(desk, running, redis)
     done, failed = _rates(samples)
     counts, complete = counting()
+    if ready.more and complete and not desk.rows.conditions:
+        ready = Count(max(ready.rows, counts.get(desk.rows.words[State.READY], 0)))
     moving = sum(counts.get(word, 0) for word in _moving(desk))
     extra = moving - len(running) - claimed - retries.count
     return Status(

@@ -212,7 +212,8 @@ def why(desk: Desk, key: Key, redis_url: str | None, *, where: str | None = None
     """
     it = situation(desk, key, redis_url, where=where)
     said = next(text for sentence in SENTENCES if (text := sentence(it)) is not None)
-    return Why(show_key(key), f"Row {words.first_line(show_key(key))}: {said}.", tuple(_facts(it)))
+    end = "" if said.endswith("…") else "."
+    return Why(show_key(key), f"Row {words.first_line(show_key(key))}: {said}{end}", tuple(_facts(it)))
 
 
 def _facts(it: Situation) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import clock, host, telemetry
+from nih_sched import broker, clock, host, telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import AttemptFailed, NihError
 from nih_sched.keeper import vouched_until
@@ -83,6 +83,14 @@ def run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
         raise AttemptFailed(f"claims {list(claim_ids)}: {type(error).__name__} before they could run") from None
     finally:
         here().flush()
+        _tell_counts()
+
+
+def _tell_counts() -> None:
+    counts = here().counts
+    if counts is not None and (counted := counts.take()) and (queue := broker.current_queue()):
+        with contextlib.suppress(*broker.OUTAGES):
+            broker.tell_counts(queue, counted)
 
 
 def _put_off(source: str, claim_ids: Sequence[int]) -> None:

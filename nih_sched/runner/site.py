@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from nih_sched import clock, host, sample, settings
+from nih_sched import clock, host, sample, settings, telemetry
+from nih_sched.counts import Memory
 from nih_sched.keeper import Slot, new_lease, vouched_until
 from nih_sched.runner.handler import Handler, import_module, load, resolve
 from nih_sched.runner.portion import Portion
@@ -32,6 +33,7 @@ class Site:
     handler: Handler
     worker: str = ""
     owns_process: bool = True
+    counts: Memory | None = None  # what a stock worker's horse has counted: it shares no pipe with anybody
     slot: Slot | None = None  # where our keeper finds us; a stock worker's horse makes its own
     horse_started: bool = False
     traces: Traces = field(default_factory=Traces)  # this process as it was before its first row
@@ -172,7 +174,10 @@ def preload(path: str) -> None:
 def here() -> Site:
     """This process's site. Under a stock RQ worker nobody has made it: it is made from environment and config file."""
     if _here is None:
-        return prepare(settings.load({}, os.environ, folder=Path()))
+        made_here = prepare(settings.load({}, os.environ, folder=Path()))
+        made_here.counts = Memory()
+        telemetry.subscribe(made_here.counts)
+        return made_here
     return _here
 
 

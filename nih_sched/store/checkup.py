@@ -77,7 +77,7 @@ class Checkup:
         """Whether the table does."""
         rows = self._desk.rows
         query = select(rows.keys[0]).order_by(*rows.keys).offset(number).limit(1)
-        return self._desk.read(lambda c: c.execute(query).first()) is not None
+        return self._desk.read_to_show(lambda c: c.execute(query).first()) is not None
 
     def is_indexed(self) -> bool:
         """Whether an index of the table begins with the status column, or is a partial one over it."""

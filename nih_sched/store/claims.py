@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, delete, not_, or_, select, update
+from sqlalchemy.exc import DBAPIError
 
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import Opened
@@ -14,6 +15,7 @@ from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
 from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
+from nih_sched.store.unreadable import Unreadable
 
 CHUNK = 1000  # rows in one statement
 TAKEN = 2000  # rows in one claim: so many may travel in one job
@@ -67,7 +69,7 @@ class Claims:
         self, connection: Connection, limit: int, held: list[Key], rq_ids: Callable[[int], Sequence[str]]
     ) -> tuple[list[Claim], list[Key]]:
         rows = self._desk.rows
-        query = self._lock_ready(held) if held else self._desk.once("ready", self._lock_ready)
+        query = self._lock_ready(held) if held or self._desk.aside.found else self._desk.once("ready", self._lock_ready)
         found = list(map(tuple, connection.execute(query, {"ready_limit": limit}).all()))
         if not found:
             return [], []
@@ -103,6 +105,13 @@ class Claims:
     def _lock_ready(self, held: Sequence[Key] = ()) -> Any:
         query = self.select_ready(self._most, held).where(unpaused(self._desk.ledger, self._desk.source.name))
         return self._desk.dialect.lock(query, self._desk.rows.table, skip_locked=True)
+
+    def set_aside(self, error: DBAPIError) -> list[Unreadable]:
+        """Pass over ready rows from now on whose keys can't be read, if that is why a claim has failed; return them."""
+        if not self._desk.dialect.is_about_a_value(error):
+            return []
+        query = self.select_ready(self._most)
+        return self._desk.read(lambda connection: self._desk.aside.learn(connection, query))
 
     def _take_over(
         self, connection: Connection, open_keys: dict[int, str], rq_ids: Callable[[int], Sequence[str]]

@@ -27,6 +27,7 @@ from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, Unreachabl
 from nih_sched.ledger import Ledger
 from nih_sched.model import Backoff, Key, Source, State
 from nih_sched.settings import Settings
+from nih_sched.store.unreadable import Aside
 from nih_sched.table import RowTable
 
 T = TypeVar("T")
@@ -125,8 +126,14 @@ class Desk:
     def is_ready(self) -> ColumnElement[bool]:
         """Of the user's rows: ready, and not left out by --where."""
         rows = self.rows
-        ready: ColumnElement[bool] = claimable(self.dialect, rows.status, rows.words[State.READY], rows.conditions)
+        conditions = [*rows.conditions, *self.aside.conditions]
+        ready: ColumnElement[bool] = claimable(self.dialect, rows.status, rows.words[State.READY], conditions)
         return ready
+
+    @property
+    def aside(self) -> Aside:
+        """Ready rows that no claim can take, because their keys can't be read: those that claims have met."""
+        return self.once("aside", lambda: Aside(self.dialect, self.rows))
 
     @property
     def given_rows(self) -> ColumnElement[bool]:
@@ -242,7 +249,7 @@ def _probe(desk: Desk, where: str | None, *, claims: bool) -> None:
     if not claims:
         query = query.where(literal_column("1") == literal_column("0"))
     try:
-        desk.read(lambda connection: connection.execute(query.limit(1)).all())
+        desk.read_to_show(lambda connection: connection.execute(query.limit(1)).all())
     except DBAPIError as error:
         if desk.dialect.is_transient(error):
             raise

@@ -181,30 +181,33 @@ class History:
         """To which of these rows something happened at or after an instant."""
         return {key for key, _ in self._each(keys, [self._attempts.c.id], self._since(instant))}
 
-    def lately(self, instant: datetime, most: int, *, until: float) -> list[Key] | None:
+    def lately(self, instant: datetime, most: int, *, until: float, first: int | None = None) -> list[Key] | None:
         """The keys of all rows to which something happened at or after an instant, from the whole ledger.
 
         Args:
             instant: by the database's clock.
             most: how many at most.
             until: when time is over, by the boot clock.
+            first: the id below which nothing has happened since; None: nobody knows.
 
         Returns:
             the keys; None if there are more, or time is over.
         """
         c, dialect = self._attempts.c, self._desk.dialect
         ends = select(*(select(one(c.id)).scalar_subquery() for one in (func.min, func.max)))
-        first, last = self._desk.read(lambda x: x.execute(ends).one())
+        least, last = self._desk.read(lambda x: x.execute(ends).one())
+        first = max(first or 1, least or 1)
         query = select(c.row_key).where(c.id > bindparam("behind"), c.id <= bindparam("up_to"), self._since(instant))
         query = query.where(*self._of_the_table).limit(most + 1)
         found: set[str] = set()
         up_to, step = last or 0, STEP
-        while up_to >= (first or 1):
+        while up_to >= first:
             if (left := until - clock.monotonic()) <= 0:
                 return None
+            ids = {"behind": max(up_to - step, first - 1), "up_to": up_to}
             try:
                 with dialect.looking(self._desk.engine, left) as connection:
-                    found |= set(connection.execute(query, {"behind": up_to - step, "up_to": up_to}).scalars())
+                    found |= set(connection.execute(query, ids).scalars())
             except DBAPIError as error:
                 if not dialect.is_overdue(error):
                     raise

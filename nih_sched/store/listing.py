@@ -16,9 +16,11 @@ from nih_sched.errors import UsageError
 from nih_sched.model import Key
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import History, Record
+from nih_sched.store.horizon import Horizon
 from nih_sched.store.order import beyond, in_key_order
 from nih_sched.store.selection import Selection, fitting
 from nih_sched.store.selects import Selects
+from nih_sched.store.unreadable import Aside
 
 LONGEST = 2.0  # seconds for which rows are looked through
 AT_ONCE = 0.3  # seconds in which the database may find the rows by itself, before we walk
@@ -77,6 +79,8 @@ class Listing:
         self._rows = desk.rows
         self._selects = Selects(desk)
         self._history = History(desk)
+        self._horizon = Horizon(desk)
+        self.aside = Aside(desk.dialect, desk.rows)  # rows that aren't listed, where keys are to be acted on
         self._too_slow = 0  # ways to find rows at once that were: they aren't tried again
 
     def check(self, where: str) -> None:
@@ -230,6 +234,11 @@ class Listing:
         if selection.since is None:
             return self._through(selection, limit, after, descending, until)
         now = clock.monotonic()
+        first = self._horizon.below(selection.since)
+        if first is not None:  # the ledger's end can tell, unless much has happened in it
+            keys = self._history.lately(selection.since, FEW, until=min(until, now + SPARSE), first=first)
+            if keys is not None:
+                return self._among(keys, selection, limit, after, descending)
         sparse = now + (SPARSE if selection.words is None else SPARSE_OF_STATE)
         page = self._through(selection, limit, after, descending, min(until, sparse))
         if not page.was_cut:
@@ -295,15 +304,25 @@ class Listing:
         query = select(*keys).order_by(*in_key_order(keys, descending)).limit(1).offset(length - 1)
         if after is not None:
             query = query.where(beyond(keys, after, descending))
-        with self._looking(seconds) as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else tuple(row)
+        found = self._read(query, seconds)
+        return tuple(found[0]) if found else None
+
+    def _read(self, query: Select[Any], seconds: float) -> Sequence[Any]:
+        while True:
+            chosen = query.where(*self.aside.conditions)
+            try:
+                with self._looking(seconds) as connection:
+                    return connection.execute(chosen).all()
+            except DBAPIError as error:
+                if not self._exact or not self._desk.dialect.is_about_a_value(error):
+                    raise
+                if not self._desk.read(lambda connection, q=chosen: self.aside.learn(connection, q)):  # type: ignore[misc]
+                    raise
 
     def _run(self, query: Select[Any], seconds: float, *, bare: bool = False) -> list[Found]:
         names, count = self._rows.columns, len(self._rows.columns)
         at = [names.index(key.name) for key in self._rows.keys]
-        with self._looking(max(0.01, seconds)) as connection:
-            found = connection.execute(query).all()
+        found = self._read(query, max(0.01, seconds))
         if bare:
             return [Found(tuple(row), {}, []) for row in found]
         return [

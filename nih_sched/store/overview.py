@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, case, func, literal_column, select
+from sqlalchemy import Select, and_, case, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import clock
@@ -129,24 +129,26 @@ class Overview:
 
     def ready(self, bound: int = BOUND, seconds: float = AT_ONCE) -> Count:
         """How many rows are ready for this source, counted by the recommended index."""
-        some = select(self._rows.keys[0]).where(self._desk.is_ready).limit(bound + 1).subquery()
-        return self._bounded(select(func.count()).select_from(some), bound, seconds)
+        return self._bounded(select(self._rows.keys[0]).where(self._desk.is_ready), bound, seconds)
 
     def ready_before(self, key: Key, bound: int, seconds: float = AT_ONCE) -> Count:
         """How many ready rows come before this one."""
         earlier = beyond(self._rows.keys, key, True)
-        some = select(self._rows.keys[0]).where(self._desk.is_ready, earlier).limit(bound + 1).subquery()
-        return self._bounded(select(func.count()).select_from(some), bound, seconds)
+        return self._bounded(select(self._rows.keys[0]).where(self._desk.is_ready, earlier), bound, seconds)
 
-    def _bounded(self, query: Any, bound: int, seconds: float) -> Count:
-        try:
-            with self._desk.dialect.looking(self._desk.engine, seconds) as connection:
-                count = int(connection.execute(query).scalar_one())
-        except DBAPIError as error:
-            if not self._desk.dialect.is_overdue(error):
-                raise
-            return Count(0, more=True)
-        return Count(min(count, bound), more=count > bound)
+    def _bounded(self, rows: Select[Any], bound: int, seconds: float) -> Count:
+        # Where time runs out, fewer of them: that there is none would be wrong.
+        for most, patience in ((bound, seconds), (min(bound, STEP), WALK)):
+            some = rows.limit(most + 1).subquery()
+            try:
+                with self._desk.dialect.looking(self._desk.engine, patience) as connection:
+                    count = int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+            except DBAPIError as error:
+                if not self._desk.dialect.is_overdue(error):
+                    raise
+            else:
+                return Count(min(count, most), more=count > most)
+        return Count(0, more=True)
 
     def is_claimable(self, key: Key) -> bool:
         """Whether a row is ready, and not left out by --where."""

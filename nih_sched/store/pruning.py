@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from nih_sched.dialects import After
 from nih_sched.model import Outcome
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import minute_now
+from nih_sched.store.horizon import NOTE
 
 CHUNK = 500  # records that are looked at, and claims that are forgotten, by one transaction
 LEAST = 60.0  # seconds for which everything is kept: an outcome's answer may be lost, and asked for again
@@ -91,9 +92,9 @@ class Pruning:
         old = (c.source == self._desk.source.name) & (c.minute > FOLDED) & (c.minute < first)
         query: Select[Any] = select(c.minute, c.name, c.value).where(old).order_by(c.minute, c.name).limit(FOLDS)
         found = connection.execute(self._desk.dialect.lock(query, counts)).all()
-        sums: Counter[str] = Counter()
+        sums: dict[str, float] = defaultdict(float)
         for _, name, value in found:
-            sums[name] += value
+            sums[name] += 0 if name == NOTE else value  # ids, which add up to nothing
         if found:
             its = {"source": self._desk.source.name, "minute": FOLDED}
             whole = [{**its, "name": name, "value": value} for name, value in sorted(sums.items())]

@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import minute_now, utc
+from nih_sched.store.horizon import NOTE
 
 PATIENCE = 0.5  # seconds for which the database may be busy: what isn't added now is added with the next ones
 NEAR = 1000  # records of the end of the ledger among which waiting times are looked for
@@ -39,7 +40,7 @@ class Tally:
     def totals(self) -> dict[str, dict[str, float]]:
         """All that has ever been counted, by source and name."""
         c = self._counts.c
-        query = select(c.source, c.name, func.sum(c.value)).group_by(c.source, c.name)
+        query = select(c.source, c.name, func.sum(c.value)).where(c.name != NOTE).group_by(c.source, c.name)
         found: dict[str, dict[str, float]] = {}
         for source, name, value in self._desk.read(lambda x: x.execute(query).all()):
             found.setdefault(source, {})[name] = float(value)

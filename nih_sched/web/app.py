@@ -22,6 +22,13 @@ from nih_sched.web.mount import ADDRESS_PARTS, READING, RQ, UNREADABLE, NoSuchJo
 
 Client = TypeVar("Client", bound=redis.Redis)
 
+# A sentence where there is no page: as our pages look, where they are mounted.
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>Dashboard</title><link rel="stylesheet" href="/own/pages.css">
+<main><p class="alert">{sentence}</p><p><a href="/">Back</a></p></main>
+"""
+
 
 class _App(flask.Flask):
     redis_conn: Looking  # rq-dashboard looks for it under this name
@@ -134,7 +141,7 @@ def _say(status: int, sentence: str) -> flask.Response:
     if flask.request.path.endswith(".json"):
         answer = flask.jsonify(error=sentence)
     else:
-        answer = flask.Response(f"<!doctype html><title>Dashboard</title><p>{escape(sentence)}<p><a href=/>Back</a>")
+        answer = flask.Response(PAGE.format(sentence=escape(sentence)))
     answer.status_code = status
     return answer
 

@@ -36,6 +36,7 @@ TEMPLATE_MENDS = (
     (r"""(?s)<(a|button)\b[^>]*(?:id|data-role)="[\w-]*(?:requeue|compact|delete|empty)[\w-]*".*?</\1>""", ""),
     (r">Actions</th>", "></th>"),
     (r'\sstyle="[^"]*"', ""),  # the policy forbids them
+    (r'class="fixed intro"', 'class="intro"'),  # its height is fixed, and on a phone its text runs into the table
     (r'<a class="navbar-brand">', '<a class="navbar-brand" href="/">← Overview</a> <a class="navbar-brand">'),
     (r"url_for\('static'", f"url_for('{RQ}.static'"),
     (r"<script\b", '<script nonce="{{ csp_nonce() }}"'),

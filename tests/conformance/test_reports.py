@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import timedelta
 from typing import Any
@@ -29,9 +30,12 @@ from nih_sched.model import Key, Outcome
 from nih_sched.reports import words
 from nih_sched.store import Desk
 from nih_sched.store.history import History
+from nih_sched.store.horizon import Horizon
 from nih_sched.store.listing import Listing
 from nih_sched.store.overview import Overview
+from nih_sched.store.pruning import Pruning
 from nih_sched.store.selection import Selection
+from nih_sched.store.tally import Tally
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -311,6 +315,51 @@ def test_rows_of_a_time_that_are_sparse_are_found_by_the_ledger(place: Place, mo
     assert fit(desk, since=3600.0) == [2, 5, 8]
 
 
+def test_rows_of_a_time_are_found_behind_what_had_ended_before(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs(*["Pending"] * 9)
+    desk = place.desk(tries=0)
+    monkeypatch.setattr("nih_sched.store.horizon.EVERY", -1.0)
+    for _ in range(2):
+        run_once(desk)
+    held = claim(desk, 1)[0]  # row 3, which ends late
+    for _ in range(2):
+        run_once(desk)
+    horizon = Horizon(desk)
+    horizon.note()
+    now = History(desk).now()
+    assert horizon.below(now + timedelta(hours=1)) is None  # at its first look it can't know what isn't committed yet
+    run_once(desk)
+    horizon.note()
+    horizon.note()  # in the same minute: that of the first stands
+    assert horizon.below(now + timedelta(hours=1)) == held.id
+    assert horizon.below(now) is None
+    assert desk.source.name not in Tally(desk).totals()  # it is no count
+    attempts, counts = desk.ledger.attempts, desk.ledger.counts
+    old = {name: After(-7200.0) for name in ("claimed_at", "started_at", "finished_at")}
+    desk.transact(lambda c: c.execute(update(attempts).where(attempts.c.open_key.is_(None)).values(old)))
+    desk.transact(lambda c: c.execute(update(attempts).values(claimed_at=After(-7200.0))))
+    desk.transact(lambda c: c.execute(update(counts).values(minute=counts.c.minute - 90)))
+    finish(desk, start(desk, held, run="late")[0].claim, Outcome.DONE, run="late")
+    run_once(desk)
+    asked: list[int | None] = []
+    lately = History.lately
+
+    def noted(self: History, *what: Any, first: int | None = None, **how: Any) -> Any:
+        asked.append(first)
+        return lately(self, *what, first=first, **how)
+
+    monkeypatch.setattr(History, "lately", noted)
+    monkeypatch.setattr(Listing, "stretches", lambda *_, **how: pytest.fail("the table was walked"))
+    monkeypatch.setattr("nih_sched.store.history.STEP", 2)
+    assert fit(desk, since=3600.0) == [3, 7]
+    assert fit(desk, since=3600.0, descending=True, state="done") == [7, 3]
+    assert set(asked) == {held.id}
+    desk.transact(lambda c: c.execute(update(counts).values(minute=counts.c.minute - 5000)))
+    Pruning(desk, 86400.0, 86400.0).fold()
+    assert place.run("SELECT minute, value FROM nih_sched_counts") == [(0, 0.0)]
+    assert horizon.below(now) is None  # folded together, they would say what nobody has seen
+
+
 def test_failures_are_grouped_as_far_as_there_is_time_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.jobs(*["Failed", "Done"] * 9)
     desk = place.desk()
@@ -418,6 +467,32 @@ def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monk
     monkeypatch.setattr(Overview, "by_word", lambda self: self._newest_by_word())
     found = reports.status(desk, NOWHERE)
     assert {str(one.count) for one in found.states} == {"0+", "1"}
+
+
+def test_ready_rows_that_take_long_to_count_are_not_said_to_be_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs(*["Pending"] * 5, "Done")
+    desk = place.desk()
+    slow, looking = _overdue(desk), type(desk.dialect).looking
+    patient = [0.05]  # whoever asks for more time than that doesn't get it
+
+    @contextlib.contextmanager
+    def impatient(self: Any, engine: Any, seconds: float) -> Any:
+        if patient[0] < seconds < 0.15:
+            raise slow
+        with looking(self, engine, seconds) as connection:
+            yield connection
+
+    monkeypatch.setattr("nih_sched.store.overview.STEP", 3)
+    monkeypatch.setattr(type(desk.dialect), "looking", impatient)
+    assert str(Overview(desk).ready(seconds=0.1)) == "3+"
+    found = reports.status(desk, NOWHERE)
+    assert (found.ready.rows, found.ready.more) == (5, False)  # as all rows were counted
+    desk = place.desk(where="id > 0")
+    assert str(reports.status(desk, NOWHERE).ready) == "3+"
+    patient[0] = 0.0
+    assert str(Overview(desk).ready(seconds=0.1)) == "0+"
 
 
 def test_instants_are_said_in_utc_with_the_date_only_where_it_is_not_todays(place: Place) -> None:

@@ -90,7 +90,7 @@ def test_what_the_database_does_not_take_is_added_later(place: Place) -> None:
     try:
         telemetry.emit("claimed", count=7)
         place.run("ALTER TABLE nih_sched_counts RENAME TO away")
-        adding = _Adding(counting, desk)
+        adding = _Adding(counting, desk, dict)
         adding.add()
         place.run("ALTER TABLE away RENAME TO nih_sched_counts")
         telemetry.emit("claimed", count=1)

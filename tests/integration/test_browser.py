@@ -127,6 +127,20 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
         it.waits_for(f"{source} claim")
         it.shoots("rq")
 
+        # What stands in a line of a list is read in a line, however long its neighbours are.
+        app.insert(50, kind="bad")
+        app.sql("UPDATE work SET state = 'Failed', kind = 'x' WHERE id = 33")
+        claims = "UPDATE nih_sched_attempts SET outcome = 'interrupted', reason = :why WHERE row_key = '[33]'"
+        app.sql(claims, why="https://" + "very-long-subdomain-" * 12)
+        browser.set_window_size(760, 900)
+        it.open("/rows")
+        found = "[...document.querySelectorAll('thead th, td.when, td[data-name]')].filter((one) => one.innerText)"
+        of_one = (
+            "const text = document.createRange(); text.selectNodeContents(one); return text.getClientRects().length"
+        )
+        counted = browser.execute_script(f"return {found}.map((one) => {{ {of_one} }})")
+        assert set(counted) == {1}
+
         dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
         browser.set_window_size(420, 900)
@@ -135,3 +149,11 @@ def test_an_operator_at_three_in_the_morning(app: Work, browser: Any, tmp_path: 
             it.shoots(name)
             size = "document.documentElement"
             assert browser.execute_script(f"return {size}.scrollWidth <= {size}.clientWidth"), name
+        it.open("/rq/")
+        it.shoots("phone-rq")
+        box = "document.querySelector('{}').getBoundingClientRect().{}"
+        ends = (
+            "document.createRange(); text.selectNodeContents(document.querySelector('p.intro'));"
+            " return text.getBoundingClientRect().bottom"
+        )
+        assert browser.execute_script(f"const text = {ends} <= {box.format('#queues', 'top')}")

@@ -65,10 +65,11 @@ class Site:
         self.work = work
         settings = load({}, work.env)
         self.desk: Desk = open_desk(settings)
+        self.redis_url = redis_url
 
         def make(token: Any, who: Any, client: redis.Redis) -> flask.Blueprint:
             self.token = token
-            place = pages.Place(self.desk, settings, lambda: redis_url, lambda: client, read_only, token, who)
+            place = pages.Place(self.desk, settings, lambda: self.redis_url, lambda: client, read_only, token, who)
             return pages.make_blueprint(place)
 
         access = web.Access(PASSWORD, TOKEN, read_only)
@@ -499,6 +500,43 @@ def test_a_text_that_is_none_is_shown_and_fails_its_row_in_order(lite: Work, red
     site.desk.close()
 
 
+def test_a_row_whose_key_cannot_be_read_is_left_alone_and_the_others_go_on(lite: Work, redis_url: str) -> None:
+    lite.sql("DROP TABLE work")
+    lite.sql("CREATE TABLE work (id VARCHAR(50) PRIMARY KEY, state VARCHAR(20))")
+    for key in ("X'61'", "X'61FF'", "X'62'", "X'FF'"):  # SQLite takes any bytes for a text
+        lite.sql(f"INSERT INTO work VALUES (CAST({key} AS TEXT), 'Pending')")
+    (lite.folder / "fine.py").write_text("def ship(id):\n    pass\n")
+    run = scheduler("--job", "fine:ship", "--burst", "--quiet", env=lite.env, cwd=lite.folder)
+    assert run.returncode == 0, run.stderr
+    assert lite.states() == {"Done": 2, "Pending": 2}
+    for rowid in (2, 4):
+        said = f"row with rowid {rowid} of main.work is left alone: its key is no text in its encoding"
+        assert run.stderr.count(said) == 1, run.stderr
+
+    lite.sql("UPDATE work SET state = 'Failed'")
+    site = Site(lite, redis_url)
+    same, form = login() | {"Origin": "http://localhost"}, {"token": site.token(), "error": "not by us"}
+    answer = site.client.post("/requeue-group", data=form, headers=same)
+    assert answer.status_code == 303, answer.text
+    page = site.get(answer.headers["Location"])
+    assert "Requeued 2 rows. Left out 2 whose keys can&#39;t be read: rowid 2, 4.</p>" in page.text
+    assert lite.states() == {"Pending": 2, "Failed": 2}
+    site.desk.close()
+
+    # Those at the end of what is read together are passed over too.
+    lite.sql("DELETE FROM work")
+    numbers = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 2500) SELECT n FROM s"
+    lite.sql(f"INSERT INTO work SELECT printf('k%04d', n), 'Failed' FROM ({numbers})")
+    for n in (1, 1000, 1001, 2002, 2500):
+        lite.sql(f"UPDATE work SET id = CAST(CAST(id AS BLOB) || X'FF' AS TEXT) WHERE id = 'k{n:04}'")
+    run = scheduler("requeue", "--state", "failed", "--yes", env=lite.env, cwd=lite.folder)
+    assert run.stdout == "Requeued 2,495 rows.\n"
+    assert re.fullmatch(
+        r"Left out, for their keys can't be read:( rowid \d+,?){5}\.\n", run.stderr.splitlines(True)[-1]
+    )
+    assert lite.states() == {"Pending": 2495, "Failed": 5}
+
+
 def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     lite.sql("DROP TABLE work")
     lite.sql("CREATE TABLE work (a VARCHAR(50), b INTEGER, state VARCHAR(20), PRIMARY KEY (a, b))")
@@ -510,6 +548,39 @@ def test_odd_keys_have_pages(lite: Work, redis_url: str) -> None:
     for link in links:
         assert site.get(link.replace("&amp;", "&")).status_code == 200, link
     site.desk.close()
+
+
+def test_an_outage_and_a_pause_are_said_first_and_a_tile_leads_to_all_that_it_counts(site: Site) -> None:
+    for number, word in enumerate(("Queued", "Queued", "Done"), 1):
+        site.work.sql("INSERT INTO work VALUES (:id, :word, 'x')", id=number, word=word)
+    page = site.get("/").text
+    assert 'href="/rows?state=Queued"' in page  # queued and retrying have one word
+    assert "can't be reached" not in page
+    assert len(re.findall(r'<td><a href="/rows/\d"', site.get("/rows?state=Queued").text)) == 2
+    assert site.post("/pause", reason="why") == 303
+    site.redis_url = "redis://127.0.0.1:1/0"
+    page = site.get("/").text
+    alerts = re.findall(r'<p class="alert">(.*?)</p>', page)
+    assert [one.split(":")[0] for one in alerts] == ["Paused", "Redis can't be reached"]
+    assert '<a href="#steer">Resume</a>' in alerts[0]
+    assert '<h2 id="steer">' in page
+
+
+def test_a_sentence_in_place_of_a_page_looks_like_one(site: Site) -> None:
+    answer = site.get("/rq/0/view/job/nope")
+    assert answer.status_code == 404
+    assert '<meta name="color-scheme" content="light dark">' in answer.text
+    assert '<meta name="viewport"' in answer.text
+    assert site.get(re.findall(r'rel="stylesheet" href="([^"]+)"', answer.text)[0]).status_code == 200
+
+
+def test_a_long_reason_without_a_traceback_is_shown_whole(bad: Site) -> None:
+    why = "exit code 3: " + "long " * 100 + "\nand a second line"
+    bad.work.sql("UPDATE nih_sched_attempts SET reason = :why, traceback = NULL WHERE row_key = '[1]'", why=why)
+    page = bad.get("/rows/1").text
+    assert f'<pre tabindex="0">{why}</pre>' in page
+    assert "…." not in page
+    assert "Reason, all of it" not in bad.get("/rows/2").text
 
 
 def test_the_chart_tells_the_whole_hour(site: Site) -> None:

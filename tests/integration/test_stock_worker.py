@@ -38,6 +38,11 @@ def test_a_stock_worker_runs_rows_to_done_and_retries_failing_ones(work: Work, r
         eventually(lambda: work.states() == {"Done": 3}, timeout=40)
         eventually(lambda: shown(client, source, "finished") == [f"{source} claim {n}" for n in (1, 2, 3)])
         assert shown(client, source, "scheduled") == []
+        counts = "SELECT name, sum(value) FROM nih_sched_counts GROUP BY name"
+        eventually(lambda: (found := dict(map(tuple, work.sql(counts)))).get("done") == 3 and found["retried"] == 3)
+    found = dict(map(tuple, work.sql(counts)))
+    assert sum(value for name, value in found.items() if name.startswith("run_le_")) == 6
+    assert broker.take_counts(broker.connect(redis_url), source) == {}  # each was taken once
     assert [(a.attempt, a.outcome) for a in work.attempts(2)] == [(1, "failed"), (2, "done")]
 
 

@@ -1,0 +1,58 @@
+"""Below which id nothing can have happened since an instant, so that a look at what was lately needn't read it all.
+
+The ledger has no index on the times of an attempt: one more would cost every row something. Instead it is noted once a
+minute, while rows move, which claims had ended by then.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import func, insert, literal_column, select
+from sqlalchemy.exc import IntegrityError
+
+from nih_sched import clock
+from nih_sched.store.desk import Desk
+from nih_sched.store.history import minute_now
+
+NOTE = "all_ended_below"  # in nih_sched_counts, by the minute: claims with smaller ids had ended by then
+EVERY = 60.0  # seconds between two notes; no transaction that opens claims takes longer
+PATIENCE = 0.5  # seconds for which the database may be busy
+
+
+class Horizon:
+    """Writes notes of one source, which are true of all claims in its ledger, and reads them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._seen: tuple[float, int] | None = None  # when the newest id was looked at last, and which it was
+
+    def note(self) -> None:
+        """Note what has ended, if it is time. Others of this source may do so too: each minute's first note stands."""
+        now = clock.monotonic()
+        if self._seen is not None and now - self._seen[0] < EVERY:
+            return
+        c = self._desk.ledger.attempts.c
+        # Said so that no database walks the ids from the first on until it meets an open claim.
+        oldest = select(func.min(c.id + literal_column("0"))).where(c.open_key > "").scalar_subquery()
+        newest = select(func.max(c.id)).scalar_subquery()
+        first, last = self._desk.read(lambda x: x.execute(select(oldest, newest)).one())
+        before, self._seen = self._seen, (now, last or 0)
+        # A claim whose transaction hasn't ended yet isn't seen, and may have a smaller id than those that are.
+        if before is None:
+            return
+        below = min(before[1] + 1, first) if first is not None else before[1] + 1
+        its = {"source": self._desk.source.name, "minute": self._desk.read(minute_now), "name": NOTE, "value": below}
+        statement = insert(self._desk.ledger.counts).values(its)
+        try:
+            self._desk.transact(lambda x: x.execute(statement), patience=PATIENCE)
+        except IntegrityError:
+            return
+
+    def below(self, instant: datetime) -> int | None:
+        """The id below which nothing has happened at or after an instant; None where nobody has noted that."""
+        c = self._desk.ledger.counts.c
+        its = (c.source == self._desk.source.name) & (c.name == NOTE) & (c.minute > 0)
+        query = select(c.value).where(its, c.minute < int(instant.timestamp()) // 60)  # that minute was over by then
+        found = self._desk.read(lambda x: x.execute(query.order_by(c.minute.desc()).limit(1)).scalar())
+        return None if found is None else int(found)
