@@ -13,6 +13,7 @@ from enum import Enum, auto
 from typing import Any, TypeVar
 
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, Retry, get_current_job
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
@@ -214,9 +215,9 @@ def current_queue() -> Queue | None:
 
 
 def tell_counts(queue: Queue, counts: Mapping[str, float]) -> None:
-    """Have a producer of the source add these up: for who has nobody else to tell."""
+    """Have a producer of the source add these up: for who has nobody else to tell. What Redis won't take is lost."""
     key = COUNTS + queue.name
-    with queue.connection.pipeline() as pipeline:
+    with contextlib.suppress(RedisError), queue.connection.pipeline() as pipeline:  # away, or no right to this key
         for name, value in counts.items():
             pipeline.hincrbyfloat(key, name, value)
         pipeline.expire(key, COUNTS_TTL)
@@ -224,8 +225,8 @@ def tell_counts(queue: Queue, counts: Mapping[str, float]) -> None:
 
 
 def take_counts(connection: Redis, source: str) -> dict[str, float]:
-    """What was told of a source since it was last asked for; nothing while Redis is away."""
-    with contextlib.suppress(*OUTAGES), connection.pipeline() as pipeline:
+    """What was told of a source since it was last asked for; nothing while Redis won't say, or says nonsense."""
+    with contextlib.suppress(RedisError, ValueError), connection.pipeline() as pipeline:
         pipeline.hgetall(COUNTS + source)
         pipeline.delete(COUNTS + source)
         found, _ = pipeline.execute()

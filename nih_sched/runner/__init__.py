@@ -89,8 +89,7 @@ def run(source: str, claim_ids: Sequence[int]) -> dict[str, int]:
 def _tell_counts() -> None:
     counts = here().counts
     if counts is not None and (counted := counts.take()) and (queue := broker.current_queue()):
-        with contextlib.suppress(*broker.OUTAGES):
-            broker.tell_counts(queue, counted)
+        broker.tell_counts(queue, counted)
 
 
 def _put_off(source: str, claim_ids: Sequence[int]) -> None:
