@@ -20,9 +20,8 @@ from nih_sched.settings import Settings
 from nih_sched.steer import ENDED, UNENDED, Result
 from nih_sched.store import Desk, open_desk
 from nih_sched.store.rows import parse_key
-from nih_sched.store.unreadable import Unreadable
+from nih_sched.store.unreadable import NAMED, Unreadable
 
-NAMED = 10  # rows that were left out which are named
 COUNTING = 2.0  # seconds for which rows are counted before we ask
 ROWS = tuple(name for name in STEER if name != "where")  # a condition on the rows to change, here
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import flask
 
-from nih_sched.store.unreadable import Unreadable
+from nih_sched.store.unreadable import NAMED, Unreadable
 
 DONE = {
     "requeued": "Requeued.",
@@ -17,7 +17,6 @@ DONE = {
     "runs": "Not cancelled: it runs by now. To stop it, cancel it once more and confirm.",
 }
 MOST = 10**12  # rows; more is nothing that we have said
-NAMED = 10  # rows that were left out which are named
 
 
 def row(key: str, **more: Any) -> str:

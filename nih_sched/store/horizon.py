@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import func, insert, literal_column, select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from nih_sched import clock
 from nih_sched.store.desk import Desk
 from nih_sched.store.history import minute_now
+from nih_sched.store.looks import Looks
 
 NOTE = "all_ended_below"  # in nih_sched_counts, by the minute: claims with smaller ids had ended by then
 EVERY = 60.0  # seconds between two notes; no transaction that opens claims takes longer
@@ -32,14 +33,10 @@ class Horizon:
         now = clock.monotonic()
         if self._seen is not None and now - self._seen[0] < EVERY:
             return
-        c = self._desk.ledger.attempts.c
-        # Said so that no database walks the ids from the first on until it meets an open claim.
-        oldest = select(func.min(c.id + literal_column("0"))).where(c.open_key > "").scalar_subquery()
-        newest = select(func.max(c.id)).scalar_subquery()
-        first, last = self._desk.read(lambda x: x.execute(select(oldest, newest)).one())
+        first, more, last = Looks(self._desk).open_ends()
         before, self._seen = self._seen, (now, last or 0)
         # A claim whose transaction hasn't ended yet isn't seen, and may have a smaller id than those that are.
-        if before is None:
+        if before is None or more:
             return
         below = min(before[1] + 1, first) if first is not None else before[1] + 1
         its = {"source": self._desk.source.name, "minute": self._desk.read(minute_now), "name": NOTE, "value": below}

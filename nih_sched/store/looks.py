@@ -96,15 +96,20 @@ class Looks:
             query = query.where(c.claimed_by == producer)
         return int(self._desk.read(lambda connection: connection.execute(query).scalar_one()))
 
-    def first_to_end(self) -> int:
-        """A claim id below which none will end from now on."""
+    def open_ends(self) -> tuple[int | None, bool, int | None]:
+        """The least id of open claims, whether there are more than were looked at, and the newest id of all."""
         c = self._attempts.c
         # In the index's order, so that it is used; see Retries.carriers.
         open_ones = select(c.id).where(c.open_key > "").order_by(c.open_key).limit(MOST_OPEN).subquery()
         newest = select(func.max(c.id)).scalar_subquery()
         query = select(func.min(open_ones.c.id), func.count(), newest).select_from(open_ones)
         least, amount, last = self._desk.read(lambda connection: connection.execute(query).one())
-        if amount == MOST_OPEN or last is None:
+        return least, amount == MOST_OPEN, last
+
+    def first_to_end(self) -> int:
+        """A claim id below which none will end from now on."""
+        least, more, last = self.open_ends()
+        if more or last is None:
             return 0
         beyond = max(0, int(last) - UNSEEN)
         return beyond if least is None else min(int(least), beyond)

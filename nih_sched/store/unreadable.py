@@ -12,6 +12,8 @@ from sqlalchemy.sql import ColumnElement
 from nih_sched.dialects import Dialect
 from nih_sched.table import RowTable
 
+NAMED = 10  # rows that were left out which are named
+
 
 @dataclass(frozen=True)
 class Unreadable:
