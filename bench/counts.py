@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 import servers
 
 _SLOT = struct.Struct("@qqqq")
-TAIL = 64 * 1024  # a row is looked for in the newest stamps only
 WORK = Path(__file__).with_name("work")
 
 
@@ -38,11 +36,16 @@ class Counts:
     spin: bool = False
 
     @property
+    def stamps(self) -> str:
+        """The file in which handlers say when they begin."""
+        return str(self.folder.with_suffix(".stamps"))
+
+    @property
     def env(self) -> Mapping[str, str]:
         """For the processes that run handlers."""
         return {
             "BENCH_COUNTS": str(self.folder),
-            "BENCH_STAMPS": str(self.folder.with_suffix(".stamps")),
+            "BENCH_STAMPS": self.stamps,
             "BENCH_SPIN": "1" if self.spin else "0",
             "PYTHONPATH": str(WORK),
         }
@@ -59,15 +62,3 @@ class Counts:
             max(slot[2] for slot in slots),
             sum(slot[3] for slot in slots) / 1e9,
         )
-
-    def stamp_of(self, row: int) -> int | None:
-        """When this row's handler first began, if it has."""
-        path = self.folder.with_suffix(".stamps")
-        if not path.exists():
-            return None
-        start = max(0, path.stat().st_size - TAIL)
-        with path.open("rb") as file:
-            file.seek(start)
-            lines = file.read() if start else b"\n" + file.read()
-        found = re.search(rf"\n{row} (\d+)\n".encode(), lines)
-        return int(found[1]) if found else None

@@ -11,7 +11,10 @@ _OWN_QUEUE = "each job's state and end, in its own tables on PostgreSQL; there i
 
 @dataclass(frozen=True)
 class Peer:
-    """Another system. Its file in apps/ is run by its own Python: `fill ROWS` makes the jobs, `workers` run them."""
+    """Another system. Its file in apps/ is run by its own Python: `fill ROWS` makes the jobs, `workers` run them.
+
+    `probe JOBS` sends them one by one, and prints how long each waited.
+    """
 
     name: str
     app: str

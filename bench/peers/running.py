@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -81,8 +82,7 @@ def run(bench: Bench, environment: Environment, jobs: int, max_seconds: float) -
         trees.run([str(environment.folder / "bin" / "python"), app, "fill", str(jobs)], env, APPS)
         tables.analyze(database, "")
         bench.rig.settle(database)
-        workers = [[environment.fill_in(word, bench.rig.redis.url) for word in line] for line in peer.workers]
-        with trees.running(workers, env, APPS) as tree:
+        with trees.running(_workers(bench, environment), env, APPS) as tree:
             tree.wait(max_seconds, until=lambda: count.read().runs >= jobs)
             whole = count.read().runs >= jobs
             if whole:
@@ -103,6 +103,25 @@ def run(bench: Bench, environment: Environment, jobs: int, max_seconds: float) -
         bench.check(ended == jobs, f"{peer.name}: {jobs} jobs, it says that {ended} ended well")
     bench.check(ended > 0, f"{peer.name}: no job ended\n{output[-2000:]}")
     return Ran(ended, (last or time.time()) - spent.started, runs, spent.cpu, whole)
+
+
+def probe(bench: Bench, environment: Environment, probes: int) -> tuple[list[float], str]:
+    """Send so many jobs one by one to its idle workers: milliseconds until each began, and what the workers wrote."""
+    count = counts.Counts()
+    bench.rig.redis.flush()
+    with bench.rig.database("postgresql") as database:
+        env = {**_env(bench, count, database, environment), "BENCH_STAMPED": "1"}
+        line = [str(environment.folder / "bin" / "python"), str(APPS / environment.peer.app)]
+        trees.run([*line, "fill", "0"], env, APPS)
+        bench.rig.settle(database)
+        with trees.running(_workers(bench, environment), env, APPS) as tree:
+            printed = trees.run([*line, "probe", str(probes)], env, APPS, timeout=60 + 2 * probes)
+            return json.loads(printed.splitlines()[-1]), tree.output
+
+
+def _workers(bench: Bench, environment: Environment) -> list[list[str]]:
+    lines = environment.peer.workers
+    return [[environment.fill_in(word, bench.rig.redis.url) for word in line] for line in lines]
 
 
 def size(bench: Bench, environment: Environment) -> int:

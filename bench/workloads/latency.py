@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +14,12 @@ import servers
 import sqlalchemy
 from sqlalchemy import text
 
-from bench import counts, ours, ring, tables, trees
+from bench import counts, ours, peers, ring, tables, trees
+from bench.peers import running
 from bench.plan import NAMES, Bench, Plan, Step
+from bench.work.bench_work import PATIENCE, waits
 
 WORKERS = 2
-WARM_UP = 5
-PATIENCE = 30.0  # seconds; a row that hasn't begun by then counts as so late, and no more are tried
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Case:
 
 @contextmanager
 def latency(bench: Bench) -> Iterator[Plan]:
-    """Each database, with its bell if this version has one, and without."""
+    """Each database, with its bell if this version has one, and without; then the peers."""
     cases = []
     for kind in bench.options.databases:
         if not bench.rig.has(kind):
@@ -52,12 +51,19 @@ def latency(bench: Bench) -> Iterator[Plan]:
         cases.append(Case(kind, ""))
         cases.append(Case(kind, "", busy=True))
     steps = [Step(case.system, partial(_run, bench, case)) for case in cases]
+    notes = {}
+    for peer in peers.chosen(bench.options.peers):
+        environment = running.install(peer, bench.options.venvs)
+        system = f"{peer.name} {environment.version}"
+        steps.append(Step(system, partial(_peer, bench, environment)))
+        notes[system] = f"{peer.settings}; durable: {peer.durable}"
     about = (
         f"One row at a time into {WORKERS} workers, {bench.options.probes} rows: from the return of COMMIT to the "
         "handler's first line, both on CLOCK_MONOTONIC. The pause before each row is random, so that it meets a poll "
-        f"at any point. Busy: {bench.options.busy_rate:g} other rows a second keep flowing, which do nothing."
+        f"at any point. Busy: {bench.options.busy_rate:g} other rows a second keep flowing, which do nothing. Of a "
+        "peer: from the return of its own call that sends a job, by a process that stays."
     )
-    yield Plan(steps, cases[0].system, about)
+    yield Plan(steps, cases[0].system, about, notes)
 
 
 def _run(bench: Bench, case: Case) -> Mapping[str, float]:
@@ -71,36 +77,45 @@ def _run(bench: Bench, case: Case) -> Mapping[str, float]:
         line = ours.command(bench, *ours.run_line("stamp", WORKERS))
         env = ours.env(bench, database, count)
         with trees.running([line], env, ours.INSIDE) as tree, _others(bench, case, database):
-            waits = list(_probe(bench, engine, count, ringer))
-            drowned = waits[-1:] == [PATIENCE * 1000]
+            found = _probe(bench, engine, count, ringer)
+            drowned = _drowned(found)
             bench.check(case.busy or not drowned, f"{case.system}: a row hasn't begun\n{tree.output[-2000:]}")
-    waits.sort()
+    return _figures(found) | ({"probes until it drowned": len(found)} if drowned else {})
+
+
+def _peer(bench: Bench, environment: running.Environment) -> Mapping[str, float]:
+    found, output = running.probe(bench, environment, bench.options.probes)
+    bench.check(not _drowned(found), f"{environment.peer.name}: a job hasn't begun\n{output[-2000:]}")
+    return _figures(found)
+
+
+def _drowned(found: Sequence[float]) -> bool:
+    return found[-1] == PATIENCE * 1000
+
+
+def _figures(found: Sequence[float]) -> Mapping[str, float]:
+    ordered = sorted(found)
     return {
-        "ms, p50": statistics.median(waits),
-        "ms, p99": waits[min(len(waits) - 1, int(len(waits) * 0.99))],
-        "ms, most": waits[-1],
-        **({"probes until it drowned": len(waits)} if drowned else {}),
+        "ms, p50": statistics.median(ordered),
+        "ms, p99": ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
+        "ms, most": ordered[-1],
     }
 
 
 def _probe(
     bench: Bench, engine: sqlalchemy.Engine, count: counts.Counts, ringer: Callable[[], None] | None
-) -> Iterator[float]:
-    chance = random.Random(7)
+) -> list[float]:
     insert = text("INSERT INTO jobs (payload) VALUES ('a probe')")
     with engine.connect() as connection:
-        for number in range(WARM_UP + bench.options.probes):
+
+        def send() -> tuple[int, int]:
             row = _insert(connection, insert)
             committed = time.monotonic_ns()
             if ringer is not None:
                 ringer()
-            began = _wait_for(count, row)
-            if began is None:
-                yield PATIENCE * 1000
-                return
-            if number >= WARM_UP:
-                yield (began - committed) / 1e6
-            time.sleep(chance.uniform(0.1, 0.6))
+            return row, committed
+
+        return waits(count.stamps, send, bench.options.probes)
 
 
 def _insert(connection: sqlalchemy.Connection, insert: sqlalchemy.TextClause) -> int:
@@ -110,15 +125,6 @@ def _insert(connection: sqlalchemy.Connection, insert: sqlalchemy.TextClause) ->
         row = connection.execute(insert).lastrowid
     connection.commit()
     return int(row)
-
-
-def _wait_for(count: counts.Counts, row: int) -> int | None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if (began := count.stamp_of(row)) is not None:
-            return began
-        time.sleep(0.002)
-    return None
 
 
 @contextmanager

@@ -21,5 +21,13 @@ def noop(id: int, payload: str) -> None:
 
 if __name__ == "__main__":
     with app.producer_pool.acquire() as producer:
-        for number in range(1, int(sys.argv[2]) + 1):
+
+        def send(number: int) -> None:
+            """One job."""
             noop.apply_async((number, PAYLOAD), producer=producer)
+
+        if sys.argv[1] == "probe":
+            bench_work.probe(send, int(sys.argv[2]))
+        else:
+            for number in range(1, int(sys.argv[2]) + 1):
+                send(number)

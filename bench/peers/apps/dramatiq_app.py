@@ -20,5 +20,8 @@ def noop(id: int, payload: str) -> None:
 
 
 if __name__ == "__main__":
-    for number in range(1, int(sys.argv[2]) + 1):
-        noop.send(number, PAYLOAD)
+    if sys.argv[1] == "probe":
+        bench_work.probe(lambda number: noop.send(number, PAYLOAD), int(sys.argv[2]))
+    else:
+        for number in range(1, int(sys.argv[2]) + 1):
+            noop.send(number, PAYLOAD)

@@ -21,5 +21,9 @@ def noop(id: int, payload: str) -> None:
 if __name__ == "__main__":
     import huey_app
 
-    for number in range(1, int(sys.argv[2]) + 1):
-        huey_app.noop(number, PAYLOAD)  # by the module's name, as the consumer knows it
+    send = huey_app.noop  # by the module's name, as the consumer knows it
+    if sys.argv[1] == "probe":
+        bench_work.probe(lambda number: send(number, PAYLOAD), int(sys.argv[2]))
+    else:
+        for number in range(1, int(sys.argv[2]) + 1):
+            send(number, PAYLOAD)

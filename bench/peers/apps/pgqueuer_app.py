@@ -1,4 +1,4 @@
-"""PgQueuer: `fill JOBS`, and `work`, a process that runs them."""
+"""PgQueuer: `fill JOBS`, `probe JOBS`, and `work`, a process that runs them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,20 @@ async def fill(jobs: int) -> None:
     queries = Queries(AsyncpgDriver(connection))
     for first in range(1, jobs + 1, 1000):
         some = range(first, min(first + 1000, jobs + 1))
-        payloads: list[bytes | None] = [json.dumps({"id": id, "payload": PAYLOAD}).encode() for id in some]
+        payloads: list[bytes | None] = [_payload(id) for id in some]
         await queries.enqueue(["noop"] * len(some), payloads, [0] * len(some))
     await connection.close()
+
+
+def probe(jobs: int) -> None:
+    """Jobs, one by one."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        queries = Queries(AsyncpgDriver(runner.run(asyncpg.connect(DSN))))
+        bench_work.probe(lambda number: runner.run(queries.enqueue("noop", _payload(number), 0)), jobs)
+
+
+def _payload(id: int) -> bytes:
+    return json.dumps({"id": id, "payload": PAYLOAD}).encode()
 
 
 async def work() -> None:
@@ -57,5 +68,7 @@ if __name__ == "__main__":
         for words in (["install"], ["autovac"]):
             subprocess.run([sys.executable, "-m", "pgqueuer", "--pg-dsn", DSN, *words], check=True)
         uvloop.run(fill(int(sys.argv[2])))
+    elif sys.argv[1] == "probe":
+        probe(int(sys.argv[2]))
     else:
         uvloop.run(work())

@@ -27,5 +27,11 @@ def fill(jobs: int) -> None:
             noop.batch_defer(*({"id": id, "payload": PAYLOAD} for id in some))
 
 
+def probe(jobs: int) -> None:
+    """One by one."""
+    with app.open():
+        bench_work.probe(lambda number: noop.defer(id=number, payload=PAYLOAD), jobs)
+
+
 if __name__ == "__main__":
-    fill(int(sys.argv[2]))
+    {"fill": fill, "probe": probe}[sys.argv[1]](int(sys.argv[2]))

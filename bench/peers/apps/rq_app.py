@@ -1,6 +1,7 @@
 """RQ as most would write it by hand: rows in a table, one job each, and a function that keeps the row's state.
 
-`fill ROWS` inserts the rows and enqueues their jobs; `work` is a worker that has imported all this before it forks.
+`fill ROWS` inserts the rows and enqueues their jobs, `probe ROWS` does so one by one; `work` is a worker that has
+imported all this before it forks.
 """
 
 from __future__ import annotations
@@ -33,10 +34,28 @@ def fill(rows: int) -> None:
         connection.execute(text(f"CREATE TABLE jobs ({columns})"))
         values = f"SELECT i, 'Queued', '{PAYLOAD}' FROM generate_series(1, {rows}) AS i"
         connection.execute(text(f"INSERT INTO jobs (id, state, payload) {values}"))
-    queue = Queue("default", connection=Redis.from_url(os.environ["REDIS_URL"]))
+    queue = _queue()
     for first in range(1, rows + 1, 1000):
         some = range(first, min(first + 1000, rows + 1))
         queue.enqueue_many([Queue.prepare_data("rq_app.job", args=(id, PAYLOAD), result_ttl=500) for id in some])
+
+
+def probe(rows: int) -> None:
+    """Rows and jobs, one by one."""
+    queue = _queue()
+
+    def send(number: int) -> None:
+        with engine.begin() as connection:
+            connection.execute(
+                text("INSERT INTO jobs VALUES (:id, 'Queued', :payload)"), {"id": number, "payload": PAYLOAD}
+            )
+        queue.enqueue("rq_app.job", number, PAYLOAD)
+
+    bench_work.probe(send, rows)
+
+
+def _queue() -> Queue:
+    return Queue("default", connection=Redis.from_url(os.environ["REDIS_URL"]))
 
 
 def work() -> None:
@@ -47,6 +66,8 @@ def work() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "fill":
         fill(int(sys.argv[2]))
+    elif sys.argv[1] == "probe":
+        probe(int(sys.argv[2]))
     else:
         import rq_app  # noqa: F401 - by the name under which jobs ask for it
 

@@ -27,5 +27,20 @@ async def fill(jobs: int) -> None:
     await broker.shutdown()
 
 
+def probe(jobs: int) -> None:
+    """One by one."""
+    with asyncio.Runner() as runner:
+        runner.run(broker.startup())
+        bench_work.probe(lambda number: runner.run(_send(number)), jobs)
+        runner.run(broker.shutdown())
+
+
+async def _send(number: int) -> None:
+    await noop.kiq(number, PAYLOAD)
+
+
 if __name__ == "__main__":
-    asyncio.run(fill(int(sys.argv[2])))
+    if sys.argv[1] == "probe":
+        probe(int(sys.argv[2]))
+    else:
+        asyncio.run(fill(int(sys.argv[2])))
