@@ -271,7 +271,7 @@ class Producer:
 
     def _claim(self, room: int, size: int, hungry: int) -> int:
         try:
-            claims = self._claims.claim(room, lambda count: rq_ids(count, size, hungry))
+            claims = self._claims.claim(room, lambda count: rq_ids(count, size, hungry), hungry)
         except DBAPIError as error:
             if self._desk.dialect.is_transient(error):
                 raise

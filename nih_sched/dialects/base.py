@@ -18,6 +18,7 @@ from sqlalchemy.sql import ColumnElement, Executable
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.types import NullType
 
+from nih_sched.dialects import quick
 from nih_sched.dialects.times import After, Now
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import SURROGATES, Word
@@ -184,7 +185,7 @@ class Dialect:
         self, connection: Connection, attempts: Table, own: Sequence[Opened], values: dict[str, Any]
     ) -> tuple[dict[str, int], bool]:
         """insert_claims(), each claimed and sent now; and whether any row's record is kept: nearly always none is."""
-        instant, any_kept = connection.execute(_before(attempts)).one()
+        ((instant, any_kept),) = quick.run(connection, _before(attempts), {}).rows
         times = {"claimed_at": instant, "sent_at": instant}
         return self.insert_claims(connection, attempts, own, values | times), bool(any_kept)
 
@@ -208,6 +209,10 @@ class Dialect:
     def given(self, column: Column[Any], name: str) -> ColumnElement[bool]:
         """The column's value is one of those that this parameter will hold."""
         return column.in_(bindparam(name, expanding=True))
+
+    def numbered(self, name: str) -> Any:
+        """A table of the texts that this parameter will hold: each `value` and its `number`, from 1."""
+        raise NotImplementedError
 
     def close_claims(
         self,

@@ -50,7 +50,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement, Executable
 
-from nih_sched.dialects import listen
+from nih_sched.dialects import listen, quick
 from nih_sched.dialects.base import IDLE, Dialect, End, Opened, Start, is_any_kept, with_option
 from nih_sched.dialects.times import After, Now
 from nih_sched.dialects.watch import Watch, channel_of
@@ -65,7 +65,7 @@ TRANSIENT_CODES = frozenset({"55P03", "25006", "25P03", "55006"})
 DEFAULTS: dict[str, Any] = {
     "application_name": "nih-sched",
     "connect_timeout": 10,
-    "prepare_threshold": None,  # PgBouncer in transaction mode knows none of ours on the next connection
+    "prepare_threshold": None,  # none behind a pooler; see _is_direct()
     "tcp_user_timeout": 30_000,  # milliseconds
     "keepalives_idle": 20,
     "keepalives_interval": 5,
@@ -83,6 +83,8 @@ BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; {EACH}"
 ARRAYABLE = (Integer, BigInteger, SmallInteger, String, Text, VARCHAR, TEXT, INTEGER, BIGINT, SMALLINT, UUID, Uuid)
 
 
+NEVER_BY_ITSELF = 1 << 30  # runs of a statement until psycopg prepares it without being asked
+STALE_PLAN = "0A000"  # a column that a prepared statement returns has got another type: once more, on a new connection
 EACH_MOST = 2000  # records that select_each finds for one text
 
 
@@ -111,11 +113,13 @@ class PostgreSQL(Dialect):
         @event.listens_for(engine, "connect")
         def _connect(connection: Any, record: Any) -> None:
             connection.autocommit = True
+            if "prepare_threshold" not in url.query and _is_direct(connection):
+                connection.prepare_threshold = NEVER_BY_ITSELF
 
         @event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
             if begin := connection.get_execution_options()[BEGINS]:
-                connection.exec_driver_sql(begin)
+                quick.say(connection, begin)
 
         return engine
 
@@ -188,6 +192,11 @@ class PostgreSQL(Dialect):
             return column == any_(bindparam(name, type_=_Joined(column.type)))
         return super().given(column, name)
 
+    def numbered(self, name: str) -> Any:
+        """From an array."""
+        texts = func.unnest(bindparam(name, type_=_Joined(Text())))
+        return texts.table_valued(column("value", Text()), with_ordinality="number").render_derived("given")
+
     def adding_up(self, table: Table, rows: Sequence[dict[str, Any]]) -> Executable:
         """ON CONFLICT DO UPDATE."""
         given = insert(table).values(rows)
@@ -199,15 +208,15 @@ class PostgreSQL(Dialect):
     ) -> tuple[dict[str, int], bool]:
         """One statement, from arrays. ON CONFLICT DO NOTHING, so that one taken row doesn't undo the others' claims."""
         given = _its(own) | {f"new_{name}": value for name, value in values.items()}
-        opened = connection.execute(_opening(attempts, tuple(values)), given).all()
-        return {open_key: claim_id for open_key, claim_id, _ in opened}, bool(opened and opened[0].any_kept)
+        opened, _ = quick.run(connection, _opening(attempts, tuple(values)), given)
+        return {open_key: claim_id for open_key, claim_id, _ in opened}, bool(opened and opened[0][-1])
 
     def close_claims(
         self, connection: Connection, attempts: Table, run: str, values: dict[str, Any], ends: Sequence[End]
     ) -> set[int]:
         """One statement, from arrays."""
         given = _its(ends) | {f"new_{name}": value for name, value in values.items()} | {"its_run": run}
-        return set(connection.execute(_closing(attempts, tuple(values)), given).scalars().all())
+        return {row[0] for row in quick.run(connection, _closing(attempts, tuple(values)), given).rows}
 
     def select_each(
         self,
@@ -259,7 +268,19 @@ class PostgreSQL(Dialect):
         code = getattr(error.orig, "sqlstate", None)
         if code is None:
             return super().code_is_transient(error)
+        if code == STALE_PLAN:
+            return "cached plan" in str(error.orig)
         return code[:2] in TRANSIENT_CLASSES or code in TRANSIENT_CODES
+
+
+def _is_direct(connection: Any) -> bool:
+    """Whether it is the server itself that answers: a pooler makes up the process id that it tells a client.
+
+    Behind PgBouncer in transaction mode what was prepared is unknown to the next transaction's server.
+    https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-CANCELING-REQUESTS
+    """
+    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return bool(pid == connection.info.backend_pid)
 
 
 def _also(*, hardly: bool, lasting: bool) -> str:

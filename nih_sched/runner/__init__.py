@@ -126,7 +126,7 @@ def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
     waiting = list(dict.fromkeys(claim_ids))
     portion = site.portion(desk)
     with alarms(give_back=not site.owns_process):
-        site.traces, site.tired = Traces(), False  # a process that nobody replaces goes on with what it has
+        site.look_before_rows()
         while waiting:
             some, waiting = waiting[: portion.size], waiting[portion.size :]
             rows = _start(site, attempts, some, hold)
@@ -184,6 +184,7 @@ def _run_rows(
             slot.kill_noted()
             os._exit(75)
         if site.tired or interrupt_asked() or not hand.take(claim_id):
+            meter.end()
             return rows[number:]
         if hold:
             host.mark(hold.lease, claim_id)
@@ -203,6 +204,7 @@ def _run_rows(
         # A handler that was cut off may have left anything half done.
         site.tired = ended.outcome in CUT_OFF or site.traces.left(closely=False)
         outcomes.add(ended)
+    meter.end()
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
@@ -17,7 +18,12 @@ def hold_of(site: Site) -> Hold | None:
     """This horse's hold on the lease under which it runs; None in a process that isn't ours to end."""
     if site.slot is None:
         return None
-    return Hold(site.slot.lease, site.settings.lease, os.getpid(), host.born(os.getpid()))
+    return Hold(site.slot.lease, site.settings.lease, os.getpid(), _born(os.getpid()))
+
+
+@functools.lru_cache(maxsize=1)
+def _born(pid: int) -> int | None:
+    return host.born(pid)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ class Meter:
         self._tail, self._has_written = tail, tail.has_written
         self._cpu = self._looked = 0.0
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        _forget_peak()
 
     def begin(self) -> None:
         """A row begins."""
@@ -30,6 +29,10 @@ class Meter:
         now = monotonic()
         if now - self._looked >= LONG:  # to ask costs as much as all else here: what short rows use meanwhile is little
             self._cpu, self._looked = process_time(), now
+
+    def end(self) -> None:
+        """The last row has ended; the next job's have a peak of their own."""
+        _forget_peak()
 
     def note(self, ended: Ended) -> Ended:
         """A row has ended: the same with what is to be told of it."""

@@ -46,6 +46,13 @@ class Site:
         """Whether this worker was configured for the source."""
         return source == self.desk.source.name
 
+    def look_before_rows(self) -> None:
+        """Before a job's first row. A process that nobody replaces goes on with what rows have left there."""
+        if self.tired or self.traces.pid != os.getpid():
+            self.traces, self.tired = Traces(), False
+        else:
+            self.traces.again()
+
     @property
     def is_watched(self) -> bool:
         """In a horse: whether a worker of ours has forked it, which is told of its outcomes."""

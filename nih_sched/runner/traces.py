@@ -15,7 +15,7 @@ from typing import Any
 
 from nih_sched import host
 
-ALL = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+ALL = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGALRM}))
 COMMON = [
     *map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)),
     *map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE)),
@@ -32,9 +32,14 @@ class Traces:
         self._raw: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
         self._mark = os.environ.encodekey(host.MARK) if hasattr(os.environ, "encodekey") else host.MARK
         self._childless = not _has_children()  # a stock worker's horse has its keeper
+        self._all_before = self._look(ALL), _limits()
+        self.pid = os.getpid()
+        self.again()
+
+    def again(self) -> None:
+        """Before the first row of another job, in a process in which the one before has left nothing behind."""
         self._environment = dict(self._raw)
         self._before, self._blocked = self._look(COMMON), _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._all_before = self._look(ALL), _limits()
         self._next_closely = 0.0
 
     def left(self, *, thoroughly: bool = False, closely: bool = True) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, not_, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
-from nih_sched.dialects import After, Now
+from nih_sched.dialects import After, Now, quick
 from nih_sched.dialects.base import Opened
 from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
+from nih_sched.store import swift
 from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
 from nih_sched.store.unreadable import Unreadable
@@ -30,6 +31,7 @@ class Claims:
         self._producer = producer
         self._tries = tries
         self._most = min(TAKEN, PARAMETERS // len(desk.rows.keys))
+        self.finds_many = True  # more than a few, that is to be expected
         self._void: list[str] = []  # RQ ids of claims that a claim of ours has closed
 
     def select_ready(self, limit: int | None, without: Sequence[Key] = ()) -> Select[Any]:
@@ -41,7 +43,7 @@ class Claims:
         query = query.order_by(*rows.keys)
         return query if limit is None else query.limit(bindparam("ready_limit", limit))
 
-    def claim(self, limit: int, rq_ids: Callable[[int], Sequence[str]]) -> list[Claim]:
+    def claim(self, limit: int, rq_ids: Callable[[int], Sequence[str]], few: int = 1) -> list[Claim]:
         """Take up to `limit` ready rows: open their claims in the ledger and set just those rows Queued.
 
         A row whose earlier claim is still running stays ready until that claim has ended.
@@ -49,7 +51,22 @@ class Claims:
         Args:
             limit: how many at most.
             rq_ids: gives the RQ ids for so many claims; those with the same one travel together.
+            few: how many at most are claimed by one statement, where that can be done, while rows come by so few.
         """
+        claims: list[Claim] = []
+        if few and limit and not self.finds_many and not self._desk.aside.found and swift.fits(self._desk):
+            claims, more = self._claim_swiftly(min(limit, few), rq_ids)
+            if not more:
+                return claims
+        try:
+            claims += self._claim_together(limit - len(claims), rq_ids)
+        except DBAPIError:
+            if not claims:
+                raise
+        self.finds_many = len(claims) > few
+        return claims
+
+    def _claim_together(self, limit: int, rq_ids: Callable[[int], Sequence[str]]) -> list[Claim]:
         claims: list[Claim] = []
         held: list[Key] = []
         while len(claims) < limit:
@@ -65,12 +82,23 @@ class Claims:
                 break
         return claims
 
+    def _claim_swiftly(self, count: int, rq_ids: Callable[[int], Sequence[str]]) -> swift.Taken:
+        try:
+            return swift.claim(self._desk, count, rq_ids, self._producer, self._tries)
+        except DBAPIError as error:
+            if self._desk.dialect.is_transient(error):
+                raise
+            return swift.Taken([], more=True)  # what is wrong is said with more care
+
     def _claim_chunk(
         self, connection: Connection, limit: int, held: list[Key], rq_ids: Callable[[int], Sequence[str]]
     ) -> tuple[list[Claim], list[Key]]:
         rows = self._desk.rows
-        query = self._lock_ready(held) if held or self._desk.aside.found else self._desk.once("ready", self._lock_ready)
-        found = list(map(tuple, connection.execute(query, {"ready_limit": limit}).all()))
+        wanted = {"ready_limit": limit}
+        if held or self._desk.aside.found:
+            found = list(map(tuple, connection.execute(self._lock_ready(held), wanted).all()))
+        else:
+            found = list(map(tuple, quick.run(connection, self._desk.once("ready", self._lock_ready), wanted).rows))
         if not found:
             return [], []
         keys: dict[str, Key] = {}
@@ -91,7 +119,7 @@ class Claims:
                 "claim",
                 lambda: update(rows.table).where(self._desk.given_rows).values({rows.status: rows.words[State.QUEUED]}),
             )
-            taken = connection.execute(statement, self._desk.given_keys([claim.key for claim in claims])).rowcount
+            taken = quick.run(connection, statement, self._desk.given_keys([claim.key for claim in claims])).touched
             if taken != len(claims):
                 # Keys that name two rows, or that don't equal themselves (floats, NULLs): never run the wrong row.
                 raise KeysDontMatch(

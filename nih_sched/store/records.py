@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, func, null, or_, select, update
+from sqlalchemy import Connection, Float, bindparam, cast, exists, func, literal_column, null, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
-from nih_sched.dialects import After, Now
-from nih_sched.model import Claim, decode_key
+from nih_sched.dialects import After, Now, quick
+from nih_sched.model import Claim, StartedRow, State, decode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.leases import Hold
 from nih_sched.store.pauses import unpaused
+
+HEAD = 10  # columns of a record's head
 
 Found = tuple[dict[str, Claim], set[str], set[str]]  # claims by row_key; this run's already; whose rows may be begun
 
@@ -42,7 +44,6 @@ class Records:
         lease = hold.lease if hold else None
         self._ours = {"its_run": run, "its_worker": worker, "its_lease": lease}
         self._run = run
-        self._unpaused = unpaused(desk.ledger, desk.source.name)
         self._is_current = False  # whether the desk's facts have been held against what is written down
 
     @property
@@ -50,7 +51,8 @@ class Records:
         """Of a record: its attempt hasn't begun, and needn't wait; its source isn't paused."""
         c = self._attempts.c
         waits_for_none = or_(c.due_at.is_(None), c.due_at <= Now())
-        return c.open_key.is_not(None) & c.started_at.is_(None) & waits_for_none & self._unpaused
+        unpaused_ = unpaused(self._desk.ledger, self._desk.source.name)
+        return c.open_key.is_not(None) & c.started_at.is_(None) & waits_for_none & unpaused_
 
     def find(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
         """Those of these claims that may start, or that this run has started.
@@ -59,7 +61,7 @@ class Records:
             StaleDesk: at the run's first start.
         """
         query = self._desk.once("heads", self._make_find)
-        return self._by_key(connection.execute(query, self._given(claim_ids, known=True)).all())
+        return self._by_key(quick.run(connection, query, self._given(claim_ids, known=True)).rows)
 
     def begin(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
         """Mark those that may start as begun, and return them; for databases whose UPDATE can return.
@@ -71,19 +73,63 @@ class Records:
         """
         given, hold = self._given(claim_ids, known=True), self._hold
         if hold is None or not self._desk.dialect.writes_in_ctes:
-            statement = self._desk.once("begin", lambda: self._make_mark().returning(*self._head(), null()))
+            statement = self._desk.once("begin", lambda: self._make_begun().returning(*self._head(), null()))
             self.renew_lease(connection)
-            return self._by_key(connection.execute(statement, given).all())
+            return self._by_key(quick.run(connection, statement, given).rows)
         statement = self._desk.once("begin and renew", self._make_begin)
-        heads = connection.execute(statement, given | _horse_of(hold)).all()
-        if heads and not heads[0].renewed:
+        heads = quick.run(connection, statement, given | _horse_of(hold)).rows
+        if heads and not heads[0][-1]:
             raise LeaseLost
         return self._by_key(heads)
 
+    def begin_with_rows(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
+        """Begin those of these claims against which nothing stands, and their rows, in one statement of its own.
+
+        What isn't as it was claimed, what is locked, and all under a lost lease, is left alone. Where swift.fits().
+        """
+        held = self._hold is not None
+        statement = self._desk.once(f"begin with {columns}, {held}", lambda: self._make_begin_with(columns))
+        given = self._given(claim_ids, known=True) | (_horse_of(self._hold) if self._hold else {})
+        found = self._desk.insist(lambda: self._desk.read(lambda c: quick.run(c, statement, given).rows))
+        claims, *_ = self._by_key([(*row[:HEAD], None) for row in found])
+        values = [dict(zip(columns, row[HEAD:], strict=True)) for row in found]
+        return [StartedRow(*pair) for pair in zip(claims.values(), values, strict=True)]
+
+    def _make_begin_with(self, columns: Sequence[str]) -> Any:
+        rows, c, leases = self._desk.rows, self._attempts.c, self._desk.ledger.leases
+        (key,) = rows.keys
+        in_record = cast(func.btrim(c.row_key, literal_column("'[]'")), key.type)
+        *_, current = self._head()
+        where = self._attempts.join(rows.table, key == in_record)
+        of = [self._attempts, rows.table]
+        if self._hold is not None:
+            where = where.join(leases, (leases.c.id == bindparam("its_lease")) & leases.c.died.is_(None))
+            of.append(leases)
+        queued = self._desk.dialect.is_word(rows.status, rows.words[State.QUEUED])
+        fit = select(c.id.label("claim"), key.label("its_key")).select_from(where)
+        fit = fit.where(self._these(), self.may_start, queued)
+        if self._desk.facts:
+            fit = fit.where(current.element)
+        these = fit.with_for_update(of=of, skip_locked=True, key_share=True).cte("fit")
+        begun = self._make_mark(c.id == these.c.claim).returning(*self._head()).cte("begun")
+        wanted = [rows.table.columns[name].label(f"nih_sched_{i}") for i, name in enumerate(columns)]
+        started = (
+            update(rows.table)
+            .where(key == these.c.its_key)
+            .values({rows.status: rows.words[State.STARTED]})
+            .returning(these.c.claim.label("nih_sched_claim"), *wanted)
+            .cte("started")
+        )
+        both = begun.join(started, started.c.nih_sched_claim == begun.c.id)
+        statement = select(*begun.c, *(started.c[one.name] for one in wanted)).select_from(both)
+        if self._hold is None:
+            return statement
+        return statement.add_cte(self._make_renew().where(exists(select(these.c.claim))).cte("renewed"))
+
     def mark(self, connection: Connection, claim_ids: Sequence[int]) -> int:
         """Mark claims as begun; return of how many that could be done."""
-        statement = self._desk.once("mark", self._make_mark)
-        return connection.execute(statement, self._given(claim_ids)).rowcount
+        statement = self._desk.once("mark", self._make_begun)
+        return quick.run(connection, statement, self._given(claim_ids)).touched
 
     def renew_lease(self, connection: Connection) -> None:
         """Last of all where rows are waited for: the keeper mustn't wait for a lock that we hold meanwhile.
@@ -95,7 +141,7 @@ class Records:
         if hold is None:
             return
         statement = self._desk.once("renew", self._make_renew)
-        if not connection.execute(statement, _horse_of(hold)).rowcount:
+        if not quick.run(connection, statement, _horse_of(hold)).touched:
             raise LeaseLost
 
     def _make_renew(self) -> Any:
@@ -134,16 +180,18 @@ class Records:
     def _make_begin(self) -> Any:
         renewed = self._make_renew().returning(self._desk.ledger.leases.c.id).cte("renewed")
         times = select(func.count()).select_from(renewed).scalar_subquery().label("renewed")
-        return self._make_mark().add_cte(renewed).returning(*self._head(), null(), times)
+        return self._make_begun().add_cte(renewed).returning(*self._head(), null(), times)
 
-    def _make_mark(self) -> Any:
+    def _make_begun(self) -> Any:
+        return self._make_mark(self._these(), self.may_start)
+
+    def _make_mark(self, *these: ColumnElement[bool]) -> Any:
         given: dict[str, Any] = {name: bindparam(f"its_{name}") for name in ("run", "worker", "lease")}
-        statement = update(self._attempts).where(self._these(), self.may_start)
-        return statement.values(started_at=Now(), due_at=None, **given)
+        return update(self._attempts).where(*these).values(started_at=Now(), due_at=None, **given)
 
     def _by_key(self, heads: Sequence[Any]) -> Found:
         if heads and self._desk.facts and not self._is_current:
-            if not heads[0].is_current:
+            if not heads[0][9]:
                 raise StaleDesk
             self._is_current = True  # a job goes on by the words by which it began
         claims: dict[str, Claim] = {}

@@ -87,8 +87,10 @@ def rq_ids(count: int) -> list[str]:
     return [rq_id() for _ in range(count)]
 
 
-def claim(desk: Desk, limit: int = 100, *, producer: str = "producer", tries: int = 3) -> list[Claim]:
-    return Claims(desk, producer, tries).claim(limit, rq_ids)
+def claim(desk: Desk, limit: int = 100, *, producer: str = "producer", tries: int = 3, few: int = 1) -> list[Claim]:
+    claims = Claims(desk, producer, tries)
+    claims.finds_many = False
+    return claims.claim(limit, rq_ids, few)
 
 
 def start(

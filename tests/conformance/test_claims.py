@@ -296,11 +296,14 @@ def test_a_claim_that_the_database_refuses_claims_nothing(place: Place) -> None:
     )
     desk = place.desk()
     with pytest.raises(DBAPIError) as caught:
-        claim(desk)
+        claim(desk, few=0)
     assert not desk.dialect.is_transient(caught.value)
     assert place.states() == {1: "Pending", 2: "Pending"}
     assert place.attempts("id") == []
     assert [one.key[0] for one in claim(desk, 1)] == [1]
+    with pytest.raises(DBAPIError):
+        claim(desk)
+    assert place.states() == {1: "Queued", 2: "Pending"}
 
 
 # Giving back
@@ -332,7 +335,7 @@ def test_a_job_is_void_once_it_carries_nothing(place: Place) -> None:
     place.jobs(*["Pending"] * 4)
     desk = place.desk()
     claims = Claims(desk, "producer", 3)
-    one, two, three, four = claims.claim(4, lambda count: ["batch"] * 3 + ["alone"])
+    one, two, three, four = claims.claim(4, lambda count: ["batch"] * 3 + ["alone"], 0)
     assert claims.give_back([one.id, four.id]) == ["alone"]
     place.set(2, "Pending")
     anew = claims.claim(2, rq_ids)

@@ -1,0 +1,145 @@
+"""Statements of a few rows, straight on the driver: SQLAlchemy takes longer over one than the database does.
+
+They are written by SQLAlchemy all the same, once, with its quoting and its types.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+FEW = 16  # values in a list, up to which each number of them has a text of its own
+MOST = 500  # texts kept
+
+
+class Ran(NamedTuple):
+    """What a statement did."""
+
+    rows: Sequence[Sequence[Any]]  # that it returned
+    touched: int  # how many rows
+
+
+def run(connection: Connection, statement: Any, values: Mapping[str, Any]) -> Ran:
+    """Execute a statement in the connection's transaction.
+
+    Args:
+        connection: its.
+        statement: one that is made once and kept: what it is written as is kept for it.
+        values: its parameters; lists for `IN`.
+
+    Raises:
+        DBAPIError: as SQLAlchemy raises it.
+    """
+    lists = [value for value in values.values() if isinstance(value, list | tuple)]
+    shape = tuple(map(len, lists))
+    # Whoever listens to statements hears them all.
+    heard = connection.dispatch.before_cursor_execute or connection.engine.dispatch.before_cursor_execute
+    if heard or any(length > FEW for length in shape) or any(isinstance(one, tuple) for some in lists for one in some):
+        result = connection.execute(statement, values)
+        return Ran(result.all() if result.returns_rows else (), result.rowcount)
+    key = (statement, connection.dialect, shape)
+    quick = _made.get(key)
+    if quick is None:
+        if len(_made) >= MOST:
+            _made.clear()
+        quick = _made[key] = _Quick(connection, statement, values)
+    return quick.run(connection, values)
+
+
+def say(connection: Connection, sql: str) -> None:
+    """Execute SQL that has no parameters and returns nothing; errors as of run()."""
+    if connection.dispatch.before_cursor_execute or connection.engine.dispatch.before_cursor_execute:
+        connection.exec_driver_sql(sql)
+        return
+    _execute(connection, sql)
+
+
+class _Quick:
+    """A statement as text, for one number of values in each of its lists."""
+
+    def __init__(self, connection: Connection, statement: Any, values: Mapping[str, Any]) -> None:
+        dialect = connection.dialect
+        compiled = statement.compile(dialect=dialect)
+        state = compiled.construct_expanded_state(values)
+        self._sql = state.statement
+        # Where the connection lets it: to plan a statement takes the server as long as to run it.
+        self._how = {"prepare": True} if dialect.driver == "psycopg" else {}
+        self._order = state.positiontup
+        self._expansion = {name: names for name, names in state.parameter_expansion.items() if name in values}
+        self._processors = {n: b.type.dialect_impl(dialect).bind_processor(dialect) for n, b in compiled.binds.items()}
+        self._processors |= state.processors  # of values in lists
+        self._fixed = {
+            name: _through(self._processors.get(name), value)
+            for name, value in state.parameters.items()
+            if name not in values and not any(name in names for names in self._expansion.values())
+        }
+        self._types = [column.type.dialect_impl(dialect) for column in getattr(statement, "exported_columns", ())]
+        self._readers: list[Any] | None = None
+
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> Ran:
+        given = dict(self._fixed)
+        processors = self._processors
+        for name, value in values.items():
+            if (names := self._expansion.get(name)) is not None:
+                given |= {n: _through(processors.get(n), one) for n, one in zip(names, value, strict=True)}
+            else:
+                process = processors.get(name)
+                given[name] = value if process is None else process(value)
+        parameters: Any = given if self._order is None else tuple([given[name] for name in self._order])
+        rows, touched, described = _execute(connection, self._sql, parameters, **self._how)
+        return Ran(self._read(connection, described, rows) if rows else (), touched)
+
+    def _read(self, connection: Connection, described: Any, rows: Sequence[Any]) -> Sequence[Any]:
+        if self._readers is None:
+            codes = [one[1] for one in described]
+            self._readers = [
+                kind.result_processor(connection.dialect, code) for kind, code in zip(self._types, codes, strict=False)
+            ]
+        if not any(self._readers):
+            return rows
+        return [tuple([_through(*pair) for pair in zip(self._readers, row, strict=True)]) for row in rows]
+
+
+def _execute(connection: Connection, sql: str, *parameters: Any, **how: Any) -> tuple[Sequence[Any], int, Any]:
+    """On the driver: rows, how many were touched, and the columns' description; errors are SQLAlchemy's."""
+    cursor: Any = None
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute(sql, *parameters, **how)
+        described = cursor.description
+        rows = cursor.fetchall() if described else ()
+        touched = cursor.rowcount
+        cursor.close()
+    except BaseException as error:
+        _let_go(connection, cursor, sql, error)
+        raise
+    return rows, touched, described
+
+
+def _let_go(connection: Connection, cursor: Any, sql: str, error: BaseException) -> None:
+    dialect = connection.dialect
+    base: Any = dialect.loaded_dbapi.Error
+    # Whoever cuts a statement short leaves the connection in the middle of it.
+    lost = not isinstance(error, Exception)
+    if isinstance(error, base):
+        lost = dialect.is_disconnect(error, connection.connection.driver_connection, cursor)
+    if lost:
+        connection.invalidate(error)
+    elif cursor is not None:
+        with contextlib.suppress(base):
+            cursor.close()
+    if isinstance(error, base):
+        raise DBAPIError.instance(
+            sql, None, error, base, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+        ) from error
+
+
+def _through(process: Any, value: Any) -> Any:
+    return value if process is None else process(value)
+
+
+_made: dict[Any, _Quick] = {}

@@ -1,0 +1,205 @@
+"""Statements straight on the driver, and rows that one statement claims or begins."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Uuid,
+    bindparam,
+    event,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from conformance.places import Place, claim, finish, only, rq_ids, start, take
+from nih_sched.dialects import quick
+from nih_sched.errors import KeysDontMatch
+from nih_sched.model import open_key_of
+from nih_sched.store import Claims, Desk
+from nih_sched.store.records import LeaseLost
+
+
+@contextmanager
+def statements(desk: Desk) -> Iterator[list[str]]:
+    """What is said to the database meanwhile."""
+    said: list[str] = []
+
+    def note(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
+        said.append(sql)
+
+    event.listen(desk.engine, "before_cursor_execute", note)
+    yield said
+    event.remove(desk.engine, "before_cursor_execute", note)
+
+
+THINGS = Table(
+    "things", MetaData(), Column("id", Integer, primary_key=True), Column("code", Uuid()), Column("name", String(20))
+)
+CODES = [uuid.UUID(int=number) for number in range(4)]
+
+
+@pytest.fixture
+def things(place: Place) -> Iterator[Connection]:
+    """A connection of ours in a transaction, on a table with values that SQLAlchemy translates."""
+    place.jobs()
+    desk = place.desk()
+    with desk.engine.begin() as connection:
+        THINGS.create(connection)
+        rows = [{"id": i, "code": code, "name": f"n{i}"} for i, code in enumerate(CODES, 1)]
+        connection.execute(insert(THINGS), rows)
+    with desk.engine.connect() as connection:
+        connection.begin()
+        yield connection
+        connection.rollback()
+
+
+def test_a_statement_gives_the_same_whoever_runs_it(things: Connection) -> None:
+    query = select(THINGS.c.code, THINGS.c.id).where(THINGS.c.code.in_(bindparam("codes", expanding=True)))
+    query = query.where(THINGS.c.name != "n3").order_by(THINGS.c.id)
+    for some in (CODES[:1], CODES[1:], CODES[:1], [], CODES, CODES * 10):
+        ran = quick.run(things, query, {"codes": some})
+        assert list(map(tuple, ran.rows)) == list(map(tuple, things.execute(query, {"codes": some}).all()))
+    change = THINGS.update().where(THINGS.c.id >= bindparam("least")).values(name=bindparam("new"))
+    assert quick.run(things, change, {"least": 3, "new": "x"}) == ((), 2)
+    assert quick.run(things, change, {"least": 9, "new": "x"}) == ((), 0)
+
+
+def test_what_the_database_refuses_is_raised_as_ever(things: Connection) -> None:
+    statement = insert(THINGS).values(id=bindparam("its_id"), name=bindparam("secret"))
+    with pytest.raises(IntegrityError) as caught:
+        quick.run(things, statement, {"its_id": 1, "secret": "hush"})
+    assert "things" in str(caught.value.statement)
+    assert "hush" not in str(caught.value)
+    assert not caught.value.connection_invalidated
+
+
+@only("postgresql", "mariadb")
+def test_a_connection_that_is_cut_in_a_statement_is_not_used_again(things: Connection) -> None:
+    query = select(THINGS.c.id).where(THINGS.c.id == bindparam("its_id"))
+    assert quick.run(things, query, {"its_id": 1}).rows
+    driver: Any = things.connection.driver_connection
+    sock = getattr(driver, "_sock", None)
+    if sock is not None:
+        sock.shutdown(2)
+    else:
+        driver.pgconn.finish()
+    with pytest.raises(DBAPIError) as caught:
+        quick.run(things, query, {"its_id": 1})
+    assert caught.value.connection_invalidated
+    assert things.invalidated
+
+
+@only("postgresql")
+def test_a_row_that_comes_alone_is_claimed_and_begun_by_a_statement_each(place: Place) -> None:
+    place.run("CREATE TABLE jobs (id bigint PRIMARY KEY, state varchar(20), name text)")
+    desk = place.desk()
+    for key in (1, -7, 2**62):
+        place.run("INSERT INTO jobs VALUES (:k, 'Pending', 'a name')", k=key)
+        with statements(desk) as said:
+            (one,) = claim(desk, 10, few=2)
+        assert [sql[:10] for sql in said] == ["WITH found"]
+        assert place.attempts("row_key", "open_key", "rq_id", "claimed_by", "tries")[-1] == (
+            f"[{key}]",
+            open_key_of(desk.rows.name, f"[{key}]"),
+            one.rq_id,
+            "producer",
+            3,
+        )
+        assert place.states()[key] == "Queued"
+        with statements(desk) as said:
+            (row,) = start(desk, one, columns=["name", "state", "id"])
+        assert [sql[:8] for sql in said] == ["WITH fit"]
+        assert row.values == {"name": "a name", "state": "Started", "id": key}
+        finish(desk, row.claim)
+    with statements(desk) as said:
+        assert claim(desk, 10, few=2) == []
+    assert len(said) == 1
+
+
+@only("postgresql")
+def test_after_more_than_a_few_they_are_claimed_together(place: Place) -> None:
+    place.jobs(*["Pending"] * 9)
+    desk = place.desk()
+    claims = Claims(desk, "producer", 3)
+    claims.finds_many = False
+    assert len(claims.claim(6, rq_ids, 2)) == 6
+    with statements(desk) as said:
+        assert len(claims.claim(6, rq_ids, 2)) == 3
+    assert not any(sql.startswith("WITH found") for sql in said)
+    place.set(1, "Pending")
+    claims.claim(1, rq_ids, 2)
+    with statements(desk) as said:
+        assert claims.claim(6, rq_ids, 2) == []
+    assert [sql[:10] for sql in said] == ["WITH found"]
+
+
+@only("postgresql")
+def test_two_that_travel_together_begin_together_as_far_as_nothing_stands_against_it(place: Place) -> None:
+    place.jobs(*["Pending"] * 3)
+    desk = place.desk()
+    claims = claim(desk, 3)
+    place.set(2, "Cancelled")
+    with place.engine.begin() as owner:
+        owner.execute(text("UPDATE jobs SET name = 'held' WHERE id = 3"))
+        assert [row.claim.key for row in start(desk, *claims)] == [(1,)]
+    assert place.states() == {1: "Started", 2: "Cancelled", 3: "Queued"}
+    assert [outcome for (outcome,) in place.attempts("outcome")] == [None, "cancelled", None]
+
+
+@only("postgresql")
+def test_a_lease_that_is_renewed_by_the_start_and_one_that_is_lost(place: Place) -> None:
+    place.jobs(*["Pending"] * 2)
+    desk = place.desk()
+    take(desk, "kept", "lost")
+    place.run("UPDATE nih_sched_leases SET died = 'gone' WHERE id = 'lost'")
+    one, two = claim(desk, 2)
+    with statements(desk) as said:
+        start(desk, one, lease="kept")
+    assert len(said) == 1
+    assert place.run("SELECT beat, horse, horse_born FROM nih_sched_leases WHERE id = 'kept'") == [(1, 77, 88)]
+    with pytest.raises(LeaseLost):
+        start(desk, two, lease="lost")
+    assert place.states() == {1: "Started", 2: "Queued"}
+
+
+@only("postgresql")
+def test_a_table_that_lets_no_row_be_queued_without_a_word(place: Place) -> None:
+    place.jobs("Pending")
+    place.run("CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+    place.run("CREATE TRIGGER no BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION no()")
+    with pytest.raises(KeysDontMatch):
+        claim(place.desk())
+
+
+@only("postgresql")
+def test_a_prepared_statement_survives_its_tables_change(place: Place) -> None:
+    place.jobs(*["Pending"] * 3)
+    desk = place.desk()
+
+    def prepared() -> int:
+        count = text("SELECT count(*) FROM pg_prepared_statements")
+        with desk.dialect.reading(desk.engine) as connection:
+            return int(connection.execute(count).scalar_one())
+
+    for number in (1, 2):
+        (one,) = claim(desk, 1)
+        (row,) = start(desk, one, columns=["name"])
+        assert row.values == {"name": f"n{number}"}
+        assert prepared()
+        place.run("ALTER TABLE jobs ALTER COLUMN name TYPE text")
+        finish(desk, one)
+    (one,) = claim(desk, 1)
+    assert [row.values for row in start(desk, one, columns=["name"])] == [{"name": "n3"}]
