@@ -82,26 +82,57 @@ class Family:
     spared: tuple[str, ...] = ()
 
     def __contains__(self, process: psutil.Process) -> bool:
-        try:
-            words = " ".join(process.cmdline())
-            if "redis" in words or "valkey" in words:
-                if any(place in words for place in self.spared):
-                    return False
-                if any(place in words for place in self.places):
-                    return True
-            mark = process.environ().get(MARK)
-        except (psutil.Error, OSError):  # gone, or somebody else's
-            return False
+        words, mark = _told(process)
+        if "redis" in words or "valkey" in words:
+            if any(place in words for place in self.spared):
+                return False
+            if any(place in words for place in self.places):
+                return True
         return mark is not None and self.owns(mark)
+
+
+SETTLED = 30.0  # seconds: so old a process has long become the program that it was started for
+_settled: dict[psutil.Process, tuple[str, str | None]] = {}
+
+
+def _told(process: psutil.Process) -> tuple[str, str | None]:
+    """A process's command line and mark; of one that is old, read once: a hundred of them stand beside each test."""
+    if process in _settled:
+        return _settled[process]
+    words, mark = "", None
+    with suppress(psutil.Error, OSError):  # gone, or somebody else's
+        words = " ".join(process.cmdline())
+        mark = process.environ().get(MARK)
+    with suppress(psutil.Error):
+        if time.time() - process.create_time() > SETTLED:
+            _settled[process] = words, mark
+    return words, mark
 
 
 def processes(family: Family) -> list[psutil.Process]:
     """The living ones."""
-    everyone = {process.pid: process for process in psutil.process_iter(["ppid", "status"])}
-    found = {pid: process for pid, process in everyone.items() if process in family}
-    while more := {pid: p for pid, p in everyone.items() if pid not in found and p.info["ppid"] in found}:
+    everyone = list(psutil.process_iter())
+    for gone in _settled.keys() - set(everyone):
+        _settled.pop(gone, None)
+    found = {process.pid: process for process in everyone if process in family}
+    if not found:  # as most often; whose child each process is, costs more than all the rest
+        return []
+    parents = {process: _parent(process) for process in everyone}
+    while more := {p.pid: p for p, parent in parents.items() if p.pid not in found and parent in found}:
         found |= more
-    return [process for process in found.values() if process.info["status"] != psutil.STATUS_ZOMBIE]
+    return [process for process in found.values() if _lives(process)]
+
+
+def _parent(process: psutil.Process) -> int | None:
+    with suppress(psutil.Error):
+        return process.ppid()
+    return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def kill(family: Family) -> list[str]:
@@ -160,9 +191,9 @@ def strays() -> list[str]:
         return []
     family = Family(lambda mark: mark in _unchecked and mark not in _open, _places(os.environ))
     end = time.monotonic() + 5
-    while processes(family) and time.monotonic() < end:
+    while (alive := processes(family)) and time.monotonic() < end:
         time.sleep(0.05)
-    left = kill(family)
+    left = kill(family) if alive else []
     _unchecked.intersection_update(_open)
     return left
 
