@@ -476,7 +476,7 @@ def test_a_gigabyte_of_output(lite: Work) -> None:
 
 def test_a_gigabyte_of_a_commands_output(lite: Work) -> None:
     lite.insert(1, 2)
-    flood = "head -c 1000000000 /dev/zero; head -c 1000000000 /dev/zero >&2; echo $1 last >&2; exit 7"
+    flood = "head -c 250000000 /dev/zero; head -c 250000000 /dev/zero >&2; echo $1 last >&2; exit 7"
     line = shlex.join([*SCHEDULER, "--command", f"sh -c '{flood}' sh {{id}}", *ONE[2:]])
     done = run(["sh", "-c", f"{line} > /dev/null"], env=lite.env, cwd=lite.folder)
     assert done.returncode == 1, done.stderr
