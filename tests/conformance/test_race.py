@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import secrets
 import time
@@ -14,12 +13,11 @@ import pytest
 from servers import Database, eventually
 from sqlalchemy import Engine, create_engine, event, text
 
-from conformance.places import rq_ids
+from conformance.places import apart, rq_ids
 from nih_sched.settings import Settings
 from nih_sched.store import Attempts, Claims, open_desk
 
 PROCESSES = 4
-spawning = multiprocessing.get_context("spawn")  # nothing is shared, as between machines
 
 
 @pytest.fixture
@@ -47,10 +45,9 @@ def count(engine: Engine, word: str) -> int:
 
 def race(work: Callable[..., None], *args: Any, meanwhile: Callable[[], None] = lambda: None) -> list[list[int]]:
     """Run `work` in several processes that begin at the same moment; return what each of them got."""
-    barrier, answers = spawning.Barrier(PROCESSES), spawning.Queue()
+    barrier, answers = apart.Barrier(PROCESSES), apart.Queue()
     children = [
-        spawning.Process(target=work, args=(*args, number, barrier, answers), daemon=True)
-        for number in range(PROCESSES)
+        apart.Process(target=work, args=(*args, number, barrier, answers), daemon=True) for number in range(PROCESSES)
     ]
     for child in children:
         child.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import secrets
 import threading
 import time
@@ -15,7 +14,7 @@ from servers import DatabaseServer, eventually
 from sqlalchemy import create_engine, event, insert, inspect, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from conformance.places import Place, all_due, claim, fenced, finish, next_attempt, only, run_once, shape, start
+from conformance.places import Place, all_due, apart, claim, fenced, finish, next_attempt, only, run_once, shape, start
 from nih_sched import ledger
 from nih_sched.dialects import After, Now, connect, dialect_of
 from nih_sched.errors import DatabaseRefused, NewerLedger, NihError, OlderLedger
@@ -424,11 +423,9 @@ def upgraded_in_a_process(url: str, barrier: Any, answers: Any) -> None:
 
 def test_eight_processes_upgrade_at_once_while_old_ones_write(grown: Grown) -> None:
     place = grown.place
-    processes = multiprocessing.get_context("spawn")
-    barrier, answers = processes.Barrier(8), processes.Queue()
+    barrier, answers = apart.Barrier(8), apart.Queue()
     children = [
-        processes.Process(target=upgraded_in_a_process, args=(place.url, barrier, answers), daemon=True)
-        for _ in range(8)
+        apart.Process(target=upgraded_in_a_process, args=(place.url, barrier, answers), daemon=True) for _ in range(8)
     ]
     traffic = [Traffic(grown, 1000), Traffic(grown, 100_000)]
     try:

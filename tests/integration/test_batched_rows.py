@@ -109,20 +109,20 @@ def test_what_waits_for_its_retry_stands_in_rqs_scheduled_registry(lite_batch: W
         assert queue.fetch_job(whole).description == f"{source} 10 claims, 1 to 10"
 
 
-def test_a_row_that_kills_its_horse_is_the_only_one_that_runs_again(batch: Work) -> None:
+def test_a_row_that_kills_its_horse_is_the_only_one_that_runs_again(lite_batch: Work) -> None:
     line = ("--job", "batched:fifth_dies_once", "--burst", "--tries", "2", *TEN)
-    assert scheduler(*line, env=batch.env, cwd=batch.folder).returncode == 0
-    assert batch.states() == {"Done": 10}
-    assert [a.outcome for a in batch.attempts(5)] == ["crashed", "done"]
-    ran = [line.split()[0] for line in batch.ran().elements()]
+    assert scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder).returncode == 0
+    assert lite_batch.states() == {"Done": 10}
+    assert [a.outcome for a in lite_batch.attempts(5)] == ["crashed", "done"]
+    ran = [line.split()[0] for line in lite_batch.ran().elements()]
     assert sorted(ran, key=int) == sorted([*map(str, range(1, 11)), "5"], key=int)
 
 
-def test_a_long_row_gives_those_behind_it_back(batch: Work) -> None:
+def test_a_long_row_gives_those_behind_it_back(lite_batch: Work) -> None:
     # The other worker takes them meanwhile.
     line = ("--job", "batched:third_is_long", "--burst", *TEN, "--max-concurrent-jobs", "2")
-    assert scheduler(*line, env=batch.env, cwd=batch.folder).returncode == 0
-    ran = (batch.folder / "ran.log").read_text().splitlines()
+    assert scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder).returncode == 0
+    ran = (lite_batch.folder / "ran.log").read_text().splitlines()
     assert sorted(ran) == sorted([*map(str, range(1, 11)), *(f"end {n}" for n in range(1, 11))])
     assert ran[-1] == "end 3"
 
@@ -150,44 +150,46 @@ def test_what_the_horses_hook_starts_is_no_trace(lite_batch: Work) -> None:
     assert jobs == 1
 
 
-def test_a_stop_interrupts_the_row_in_hand_and_gives_the_rest_back(batch: Work) -> None:
+def test_a_stop_interrupts_the_row_in_hand_and_gives_the_rest_back(lite_batch: Work) -> None:
     line = ("--job", "batched:third_sleeps_once", *TEN, "--grace", "0.3")
-    with spawn_scheduler(*line, env=batch.env, cwd=batch.folder) as process:
-        eventually(lambda: batch.ran()["3"] == 1)
+    with spawn_scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder) as process:
+        eventually(lambda: lite_batch.ran()["3"] == 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert batch.states() == {"Done": 2, "Pending": 8}
-    assert [a.outcome for a in batch.attempts(3)] == ["interrupted"]
-    assert scheduler(*line, "--burst", env=batch.env, cwd=batch.folder).returncode == 0
-    assert batch.ran() == {str(n): 1 for n in range(1, 11)} | {"3": 2}
+    assert lite_batch.states() == {"Done": 2, "Pending": 8}
+    assert [a.outcome for a in lite_batch.attempts(3)] == ["interrupted"]
+    assert scheduler(*line, "--burst", env=lite_batch.env, cwd=lite_batch.folder).returncode == 0
+    assert lite_batch.ran() == {str(n): 1 for n in range(1, 11)} | {"3": 2}
 
 
-def test_a_killed_worker_runs_the_row_in_hand_again_and_no_other(batch: Work) -> None:
-    with spawn_scheduler("--job", "batched:third_sleeps_once", *TEN, env=batch.env, cwd=batch.folder) as process:
-        eventually(lambda: batch.ran()["3"] == 1)
-        eventually(lambda: batch.states().get("Done") == 2)  # those before it are written soon
+def test_a_killed_worker_runs_the_row_in_hand_again_and_no_other(lite_batch: Work) -> None:
+    with spawn_scheduler(
+        "--job", "batched:third_sleeps_once", *TEN, env=lite_batch.env, cwd=lite_batch.folder
+    ) as process:
+        eventually(lambda: lite_batch.ran()["3"] == 1)
+        eventually(lambda: lite_batch.states().get("Done") == 2)  # those before it are written soon
         (worker,) = (p for p in psutil.Process(process.pid).children() if p.name() == "sched-worker")
         worker.kill()
-        eventually(lambda: batch.states() == {"Done": 10}, timeout=30)
-    assert batch.ran() == {str(n): 1 for n in range(1, 11)} | {"3": 2}
+        eventually(lambda: lite_batch.states() == {"Done": 10}, timeout=30)
+    assert lite_batch.ran() == {str(n): 1 for n in range(1, 11)} | {"3": 2}
 
 
-def test_a_stock_worker_runs_batches(batch: Work) -> None:
-    env = batch.env | {"NIH_SCHED_JOB": "batched:sevenths_fail"}
-    scheduler("init", env=env, cwd=batch.folder)
-    source = scheduler("source", env=env, cwd=batch.folder).stdout.strip()
+def test_a_stock_worker_runs_batches(lite_batch: Work) -> None:
+    env = lite_batch.env | {"NIH_SCHED_JOB": "batched:sevenths_fail"}
+    scheduler("init", env=env, cwd=lite_batch.folder)
+    source = scheduler("source", env=env, cwd=lite_batch.folder).stdout.strip()
     with (
-        spawn(stock_worker(source), env=env, cwd=batch.folder),
-        spawn_scheduler("producer", "--tries", "1", *TEN, env=env, cwd=batch.folder),
+        spawn(stock_worker(source), env=env, cwd=lite_batch.folder),
+        spawn_scheduler("producer", "--tries", "1", *TEN, env=env, cwd=lite_batch.folder),
     ):
-        eventually(lambda: batch.states() == {"Done": 9, "Failed": 1}, timeout=40)
-    assert batch.ran() == {f"{n} 1": 1 for n in range(1, 11)} | {"7 2": 1}
+        eventually(lambda: lite_batch.states() == {"Done": 9, "Failed": 1}, timeout=40)
+    assert lite_batch.ran() == {f"{n} 1": 1 for n in range(1, 11)} | {"7 2": 1}
 
 
-def test_short_rows_come_to_travel_together_by_themselves(batch: Work) -> None:
-    batch.insert(*range(11, 401))
+def test_short_rows_come_to_travel_together_by_themselves(lite_batch: Work) -> None:
+    lite_batch.insert(*range(11, 401))
     line = ("--job", "handlers:count", "--burst", "--max-concurrent-jobs", "2")
-    assert scheduler(*line, env=batch.env, cwd=batch.folder).returncode == 0
-    assert batch.ran() == {str(n): 1 for n in range(1, 401)}
-    ((jobs,),) = batch.sql("SELECT count(DISTINCT rq_id) FROM nih_sched_attempts")
+    assert scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder).returncode == 0
+    assert lite_batch.ran() == {str(n): 1 for n in range(1, 401)}
+    ((jobs,),) = lite_batch.sql("SELECT count(DISTINCT rq_id) FROM nih_sched_attempts")
     assert jobs < 200

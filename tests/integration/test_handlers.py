@@ -16,11 +16,11 @@ from nih_sched.cli import main
 BURST = ("--burst", "--max-concurrent-jobs", "2", "--delay", "0.1")
 
 
-def test_async_handler_that_asks_for_later_spends_no_try(work: Work) -> None:
-    work.insert(1)
-    done = scheduler("--job", "handlers:later", *BURST, "--tries", "0", env=work.env, cwd=work.folder)
+def test_async_handler_that_asks_for_later_spends_no_try(lite: Work) -> None:
+    lite.insert(1)
+    done = scheduler("--job", "handlers:later", *BURST, "--tries", "0", env=lite.env, cwd=lite.folder)
     assert done.returncode == 0, done.stderr
-    history = work.attempts()
+    history = lite.attempts()
     assert [(a.attempt, a.outcome, a.failures) for a in history] == [(1, "postponed", 0), (2, "done", 0)]
 
 

@@ -71,19 +71,19 @@ def freeze(processes: list[psutil.Process], work: Work) -> None:
     eventually(frozen)
 
 
-def test_a_killed_workers_rows_move_and_its_horse_is_ended(work: Work) -> None:
-    work.insert(1)
-    with spawn_scheduler("--job", "handlers:forever", *LINE, env=work.env, cwd=work.folder) as process:
-        eventually(begun(work))
+def test_a_killed_workers_rows_move_and_its_horse_is_ended(lite: Work) -> None:
+    lite.insert(1)
+    with spawn_scheduler("--job", "handlers:forever", *LINE, env=lite.env, cwd=lite.folder) as process:
+        eventually(begun(lite))
         (horse,) = role(process, "horse")
         role(process, "worker")[0].kill()
-        eventually(lambda: work.states() == {"Done": 1})
+        eventually(lambda: lite.states() == {"Done": 1})
         assert not lives(horse)
         process.terminate()
         assert process.wait(20) == 0
-    assert outcomes(work) == ["interrupted", "done"]
-    assert "its worker died" in work.attempts()[0].reason
-    assert not work.sql("SELECT * FROM nih_sched_leases")
+    assert outcomes(lite) == ["interrupted", "done"]
+    assert "its worker died" in lite.attempts()[0].reason
+    assert not lite.sql("SELECT * FROM nih_sched_leases")
 
 
 def test_a_killed_workers_command_is_ended_before_the_row_runs_again(lite: Work) -> None:
@@ -175,16 +175,16 @@ def test_a_frozen_tree_loses_its_rows_and_is_refused_when_it_thaws(work: Work) -
     assert work.sql("SELECT state FROM work WHERE id = 1") == [("Done",)]
 
 
-def test_a_flushed_redis_loses_no_row(work: Work, redis_client: Redis) -> None:
-    work.insert(*range(1, 9))
-    with spawn_scheduler("--job", "handlers:brief", *LINE, env=work.env, cwd=work.folder) as process:
-        eventually(begun(work))
+def test_a_flushed_redis_loses_no_row(lite: Work, redis_client: Redis) -> None:
+    lite.insert(*range(1, 9))
+    with spawn_scheduler("--job", "handlers:brief", *LINE, env=lite.env, cwd=lite.folder) as process:
+        eventually(begun(lite))
         redis_client.flushall()
-        eventually(lambda: work.states() == {"Done": 8}, timeout=60)
+        eventually(lambda: lite.states() == {"Done": 8}, timeout=60)
         process.terminate()
         assert process.wait(20) == 0
         assert "claimed rows again" in process.output
-    assert all(outcomes(work, row) == ["done"] for row in range(1, 9))
+    assert all(outcomes(lite, row) == ["done"] for row in range(1, 9))
 
 
 def test_a_job_that_a_killed_worker_had_fetched_is_sent_again(lite: Work, redis_client: Redis) -> None:
@@ -278,20 +278,20 @@ def test_code_that_holds_the_interpreter_loses_no_lease(lite: Work, stock: bool)
     assert outcomes(lite) == ["done"]
 
 
-def test_rows_without_a_claim_are_told_and_put_right_by_the_doctor_alone(work: Work, tmp_path: Path) -> None:
-    assert scheduler("init", env=work.env, cwd=tmp_path).returncode == 0
-    work.insert(1, 2, state="Started")
-    work.insert(3, state="Queued")
-    work.insert(4, state="Done")
+def test_rows_without_a_claim_are_told_and_put_right_by_the_doctor_alone(lite: Work, tmp_path: Path) -> None:
+    assert scheduler("init", env=lite.env, cwd=tmp_path).returncode == 0
+    lite.insert(1, 2, state="Started")
+    lite.insert(3, state="Queued")
+    lite.insert(4, state="Done")
     assert "3 rows are Queued or Started with no open claim behind them: 1, 2, 3" in (
-        scheduler("status", env=work.env, cwd=tmp_path).stdout
+        scheduler("status", env=lite.env, cwd=tmp_path).stdout
     )
-    done = scheduler("--job", "handlers:count", "--burst", env=work.env, cwd=work.folder)
+    done = scheduler("--job", "handlers:count", "--burst", env=lite.env, cwd=lite.folder)
     assert done.returncode == 0
-    assert work.states() == {"Started": 2, "Queued": 1, "Done": 1}  # nobody but the doctor touches them
-    looked = scheduler("doctor", env=work.env, cwd=tmp_path)
+    assert lite.states() == {"Started": 2, "Queued": 1, "Done": 1}  # nobody but the doctor touches them
+    looked = scheduler("doctor", env=lite.env, cwd=tmp_path)
     assert looked.returncode == 1
     assert "scheduler doctor --fix" in looked.stdout
-    assert scheduler("doctor", "--fix", env=work.env, cwd=tmp_path).returncode == 0
-    assert work.states() == {"Pending": 3, "Done": 1}
-    assert scheduler("doctor", env=work.env, cwd=tmp_path).stdout == "Nothing is wrong.\n"
+    assert scheduler("doctor", "--fix", env=lite.env, cwd=tmp_path).returncode == 0
+    assert lite.states() == {"Pending": 3, "Done": 1}
+    assert scheduler("doctor", env=lite.env, cwd=tmp_path).stdout == "Nothing is wrong.\n"

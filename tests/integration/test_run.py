@@ -74,22 +74,22 @@ def test_four_instances_run_each_row_once_while_others_insert(work: Work) -> Non
     assert set(work.ran().values()) == {1}
 
 
-def test_retries_start_at_the_right_time_and_leave_four_tracebacks(work: Work) -> None:
-    work.insert(1)
+def test_retries_start_at_the_right_time_and_leave_four_tracebacks(lite: Work) -> None:
+    lite.insert(1)
     done = scheduler(
         *"--job handlers:timed --burst --max-concurrent-jobs 2 --tries 3 --delay 0.5 --backoff 2".split(),
-        env=work.env,
-        cwd=work.folder,
+        env=lite.env,
+        cwd=lite.folder,
     )
     assert done.returncode == 1, done.stderr
-    starts = [float(line.split()[1]) for line in work.ran()]
+    starts = [float(line.split()[1]) for line in lite.ran()]
     assert len(starts) == 4
     for expected, gap in zip((0.5, 1.0, 2.0), (b - a for a, b in pairwise(starts)), strict=True):
         assert gap >= expected
-    history = work.attempts()
+    history = lite.attempts()
     assert [a.attempt for a in history] == [1, 2, 3, 4]
     assert all(f"attempt {n} of 1" in a.traceback for n, a in enumerate(history, 1))
-    assert work.states() == {"Failed": 1}
+    assert lite.states() == {"Failed": 1}
 
 
 def test_burst_tells_by_its_exit_code_and_max_rows_is_a_canary(lite: Work) -> None:
@@ -133,56 +133,56 @@ def test_events_as_json_lines(lite: Work) -> None:
     assert next(event for event in logged if event["event"] == "done")["key"] == "1"
 
 
-def test_an_owner_resets_a_running_row_and_it_runs_again_afterwards(work: Work) -> None:
-    work.insert(1)
-    with spawn_scheduler("--job", "handlers:brief", "--max-concurrent-jobs", "2", env=work.env, cwd=work.folder):
-        eventually(lambda: work.ran()["begin 1"] == 1)
-        work.sql("UPDATE work SET state = 'Pending' WHERE id = 1")
-        eventually(lambda: work.ran()["end 1"] == 2 and work.states() == {"Done": 1})
-    lines = (work.folder / "ran.log").read_text().split()
+def test_an_owner_resets_a_running_row_and_it_runs_again_afterwards(lite: Work) -> None:
+    lite.insert(1)
+    with spawn_scheduler("--job", "handlers:brief", "--max-concurrent-jobs", "2", env=lite.env, cwd=lite.folder):
+        eventually(lambda: lite.ran()["begin 1"] == 1)
+        lite.sql("UPDATE work SET state = 'Pending' WHERE id = 1")
+        eventually(lambda: lite.ran()["end 1"] == 2 and lite.states() == {"Done": 1})
+    lines = (lite.folder / "ran.log").read_text().split()
     assert lines == ["begin", "1", "end", "1"] * 2, "the second run began before the first had ended"
 
 
-def test_an_owners_cancel_is_kept(work: Work) -> None:
-    work.insert(1)
-    with spawn_scheduler("--job", "handlers:brief", "--max-concurrent-jobs", "1", env=work.env, cwd=work.folder):
-        eventually(lambda: work.ran()["begin 1"] == 1)
-        work.insert(2, 3)
-        eventually(lambda: work.states().get("Queued") == 2)
-        work.sql("UPDATE work SET state = 'Cancelled' WHERE id IN (1, 2)")
-        eventually(lambda: work.ran()["end 3"] == 1)
-        eventually(lambda: work.states() == {"Cancelled": 2, "Done": 1})
-    assert work.ran()["begin 2"] == work.ran()["end 1"] == 0
-    assert work.attempts(1)[0].outcome == "cancelled"
-    assert work.attempts(2)[0].outcome == "cancelled"
+def test_an_owners_cancel_is_kept(lite: Work) -> None:
+    lite.insert(1)
+    with spawn_scheduler("--job", "handlers:brief", "--max-concurrent-jobs", "1", env=lite.env, cwd=lite.folder):
+        eventually(lambda: lite.ran()["begin 1"] == 1)
+        lite.insert(2, 3)
+        eventually(lambda: lite.states().get("Queued") == 2)
+        lite.sql("UPDATE work SET state = 'Cancelled' WHERE id IN (1, 2)")
+        eventually(lambda: lite.ran()["end 3"] == 1)
+        eventually(lambda: lite.states() == {"Cancelled": 2, "Done": 1})
+    assert lite.ran()["begin 2"] == lite.ran()["end 1"] == 0
+    assert lite.attempts(1)[0].outcome == "cancelled"
+    assert lite.attempts(2)[0].outcome == "cancelled"
 
 
-def test_two_schedulers_on_one_table_and_redis_keep_to_their_rows(work: Work) -> None:
-    work.insert(*range(20), state="Pending")
-    work.insert(*range(20, 40), state="fresh")
-    work.insert(*range(40, 50), state="pending")
+def test_two_schedulers_on_one_table_and_redis_keep_to_their_rows(lite: Work) -> None:
+    lite.insert(*range(20), state="Pending")
+    lite.insert(*range(20, 40), state="fresh")
+    lite.insert(*range(40, 50), state="pending")
     base = ("--burst", "--max-concurrent-jobs", "2")
     with (
-        spawn_scheduler(*base, "--job", "handlers:count", env=work.env, cwd=work.folder) as one,
-        spawn_scheduler(*base, "--ready-val", "fresh", "--job", "handlers:other", env=work.env, cwd=work.folder) as two,
+        spawn_scheduler(*base, "--job", "handlers:count", env=lite.env, cwd=lite.folder) as one,
+        spawn_scheduler(*base, "--ready-val", "fresh", "--job", "handlers:other", env=lite.env, cwd=lite.folder) as two,
     ):
         assert one.wait(60) == 0
         assert two.wait(60) == 0
-    assert work.ran() == {str(i): 1 for i in range(20)} | {f"other {i}": 1 for i in range(20, 40)}
-    assert work.states() == {"Done": 40, "pending": 10}
+    assert lite.ran() == {str(i): 1 for i in range(20)} | {f"other {i}": 1 for i in range(20, 40)}
+    assert lite.states() == {"Done": 40, "pending": 10}
 
 
-def test_where_splits_a_table_between_two_handlers(work: Work) -> None:
-    work.insert(*range(10), kind="a")
-    work.insert(*range(10, 20), kind="b%")
+def test_where_splits_a_table_between_two_handlers(lite: Work) -> None:
+    lite.insert(*range(10), kind="a")
+    lite.insert(*range(10, 20), kind="b%")
     base = ("--burst", "--max-concurrent-jobs", "1")
     a, b = ("--where", "kind = 'a' -- mine"), ("--where", "kind LIKE 'b%'")
     with (
-        spawn_scheduler(*base, *a, "--job", "handlers:count", env=work.env, cwd=work.folder) as one,
-        spawn_scheduler(*base, *b, "--job", "handlers:other", env=work.env, cwd=work.folder) as two,
+        spawn_scheduler(*base, *a, "--job", "handlers:count", env=lite.env, cwd=lite.folder) as one,
+        spawn_scheduler(*base, *b, "--job", "handlers:other", env=lite.env, cwd=lite.folder) as two,
     ):
         assert [one.wait(60), two.wait(60)] == [0, 0]
-    assert work.ran() == {str(i): 1 for i in range(10)} | {f"other {i}": 1 for i in range(10, 20)}
+    assert lite.ran() == {str(i): 1 for i in range(10)} | {f"other {i}": 1 for i in range(10, 20)}
 
 
 @pytest.mark.parametrize("tries", ["0", "2"])
@@ -197,19 +197,19 @@ def test_a_row_that_kills_its_process_ends_in_failed(lite: Work, tries: str) -> 
     assert lite.states() == {"Failed": 1, "x": 1}
 
 
-def test_producer_and_workers_apart(work: Work) -> None:
-    work.insert(*range(10))
+def test_producer_and_workers_apart(lite: Work) -> None:
+    lite.insert(*range(10))
     line = ("--job", "handlers:count")
     with (
-        spawn_scheduler("worker", *line, env=work.env, cwd=work.folder) as one,
-        spawn_scheduler("worker", *line, env=work.env, cwd=work.folder) as two,
-        spawn_scheduler("producer", env=work.env, cwd=work.folder) as producer,
+        spawn_scheduler("worker", *line, env=lite.env, cwd=lite.folder) as one,
+        spawn_scheduler("worker", *line, env=lite.env, cwd=lite.folder) as two,
+        spawn_scheduler("producer", env=lite.env, cwd=lite.folder) as producer,
     ):
-        eventually(lambda: work.states() == {"Done": 10})
+        eventually(lambda: lite.states() == {"Done": 10})
         for process in (producer, one, two):
             process.terminate()
         assert [process.wait(20) for process in (producer, one, two)] == [0, 0, 0]
-    assert work.ran() == {str(i): 1 for i in range(10)}
+    assert lite.ran() == {str(i): 1 for i in range(10)}
 
 
 def left_of(process: Any) -> list[psutil.Process]:

@@ -100,20 +100,20 @@ def test_status_counts_every_word(lite: Work) -> None:
     assert counts == {"Pending": 2, "Queued": 0, "Started": 0, "Done": 0, "Failed": 0, "Cancelled": 0, "Odd": 1}
 
 
-def test_uninstall_leaves_the_table_as_if_we_had_never_been(work: Work) -> None:
-    work.insert(*range(5))
-    with spawn_scheduler("producer", env=work.env, cwd=work.folder) as producer:
-        eventually(lambda: work.states() == {"Queued": 5})
+def test_uninstall_leaves_the_table_as_if_we_had_never_been(lite: Work) -> None:
+    lite.insert(*range(5))
+    with spawn_scheduler("producer", env=lite.env, cwd=lite.folder) as producer:
+        eventually(lambda: lite.states() == {"Queued": 5})
         producer.kill()
         producer.wait()
-    refused = scheduler("uninstall", env=work.env, cwd=work.folder)
+    refused = scheduler("uninstall", env=lite.env, cwd=lite.folder)
     assert refused.returncode == 2
     assert "--yes" in refused.stderr
-    done = scheduler("uninstall", "--yes", env=work.env, cwd=work.folder)
+    done = scheduler("uninstall", "--yes", env=lite.env, cwd=lite.folder)
     assert "Gave 5 rows back and dropped our tables" in done.stdout, done.stderr
-    assert work.states() == {"Pending": 5}
-    assert inspect(work.engine).get_table_names() == ["work"]
-    assert scheduler("uninstall", "--yes", env=work.env, cwd=work.folder).returncode == 2
+    assert lite.states() == {"Pending": 5}
+    assert inspect(lite.engine).get_table_names() == ["work"]
+    assert scheduler("uninstall", "--yes", env=lite.env, cwd=lite.folder).returncode == 2
 
 
 def test_our_tables_in_a_schema_of_their_own(postgresql_db, redis_url, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
