@@ -11,6 +11,8 @@ from servers import eventually, scheduler, spawn, spawn_scheduler
 
 from nih_sched import broker
 
+pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
+
 TEN = ("--batch-size", "10", "--max-concurrent-jobs", "1", "--delay", "0.3", "--timeout", "20")
 HANDLERS = """
 import os, time

@@ -16,6 +16,8 @@ import sqlalchemy
 from servers import Database, plain_engine, run, scheduler
 from sqlalchemy import MetaData, Table, select, text
 
+pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EVERY = 25  # of the files, for time
 HANDLERS = {102: 3, 103: 1, 104: 1}  # lines that fail, and how often
@@ -39,7 +41,6 @@ class Example:
         return scheduler(*shlex.split(command), env=self.env, cwd=self.folder, timeout=600)
 
 
-@pytest.mark.many
 def test_stdlib_digests(sqlite_db: Database, redis_url: str, tmp_path: Path) -> None:
     example = Example("stdlib_digests", tmp_path, sqlite_db, redis_url)
     made = example.python("make_table.py", "--every", str(EVERY))

@@ -23,6 +23,8 @@ from nih_sched.supervisor import Supervisor
 from nih_sched.worker import Worker
 from nih_sched.worker.thin import WAIT
 
+pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
+
 
 @pytest.fixture
 def worker(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:

@@ -17,6 +17,8 @@ from conftest import Work
 from servers import eventually, scheduler, spawn_scheduler
 from sqlalchemy import inspect
 
+pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
+
 USERS_LINE = (
     "--status-key state --ready-val Pending --max-concurrent-jobs 5 --tries 3 --delay 2.0 --backoff 2.0".split()
 )
@@ -46,7 +48,6 @@ def test_help_shows_the_six_options_first_with_meanings_and_defaults() -> None:
     assert "a row runs at most 1 + N times" in text
 
 
-@pytest.mark.many
 def test_four_instances_run_each_row_once_while_others_insert(work: Work) -> None:
     total = 800 if work.database.name == "sqlite" else 400  # for time; by hand it was 2,000 everywhere
     work.insert(*range(total * 3 // 4))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Any
 
+import pytest
 from conftest import Work, stock_worker
 from servers import eventually, scheduler, spawn, spawn_scheduler
 
 from nih_sched import broker, web
+
+pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
 
 
 def shown(client: Any, source: str, registry: str) -> list[str]:

@@ -18,6 +18,8 @@ from nih_sched.producer import LATELY
 from nih_sched.settings import Settings
 from nih_sched.wake import channel
 
+pytestmark = pytest.mark.many  # what the measured tests measure already, in many more processes
+
 POLL = 30  # seconds
 SOON = 15.0  # seconds: well before the poll
 LINE = ("--job", "handlers:count", "--max-concurrent-jobs", "1", "--poll-interval", str(POLL))
