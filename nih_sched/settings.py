@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import os
-import tomllib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -320,12 +319,18 @@ def load(
 def _read_config(config: str | None, folder: Path) -> tuple[dict[str, Any], str]:
     path = Path(config) if config else folder / CONFIG_FILE
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         if config:
             raise BadConfigFile(path=path, reason="no such file.") from None
         return {}, ""
     except (OSError, ValueError) as error:
+        raise BadConfigFile(path=path, reason=f"{error}.") from error
+    import tomllib  # noqa: PLC0415 - for those who have such a file
+
+    try:
+        table = tomllib.loads(text)
+    except ValueError as error:
         raise BadConfigFile(path=path, reason=f"{error}.") from error
     values = {key.replace("-", "_"): value for key, value in table.items()}
     known = {name for name, f in fields().items() if f.metadata["group"] != "hidden"} - {"config"}

@@ -10,14 +10,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from nih_sched import __version__, telemetry
 from nih_sched.cli.options import FIRST, help_records
 from nih_sched.errors import NihError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Each command's module and function: imported when it is called, since RQ alone takes a tenth of a second.
 COMMANDS = {
@@ -26,7 +28,7 @@ COMMANDS = {
     "completion": ("completion", "completion"),
     "dashboard": ("dashboard", "dashboard"),
     "doctor": ("doctor", "doctor_"),
-    "init": ("tables", "init"),
+    "init": ("init", "init"),
     "list": ("rows", "list_"),
     "pause": ("steer", "pause"),
     "producer": ("run", "producer"),
@@ -34,11 +36,11 @@ COMMANDS = {
     "requeue": ("change", "requeue"),
     "resume": ("steer", "resume"),
     "run": ("run", "run"),
-    "show": ("look", "show"),
-    "source": ("tables", "source"),
-    "status": ("look", "status"),
+    "show": ("show", "show"),
+    "source": ("source", "source"),
+    "status": ("status", "status"),
     "uninstall": ("uninstall", "uninstall"),
-    "why": ("look", "why"),
+    "why": ("why", "why"),
     "worker": ("run", "worker_"),
 }
 
@@ -59,10 +61,11 @@ class Scheduler(click.Group):
         """The command of this name."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in LASTING:
-            gc.set_threshold(*GARBAGE)
         module, function = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        if cmd_name in LASTING:
+            gc.freeze()  # what is here by now stays
+            gc.set_threshold(*GARBAGE)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -75,6 +78,8 @@ class Scheduler(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """What could come next: a command's name, for which none need be imported; or an option, those of run too."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415 - a shell alone asks
+
         if not incomplete.startswith("-"):
             return [CompletionItem(name) for name in sorted(COMMANDS) if name.startswith(incomplete)]
         run = self.get_command(ctx, "run")

@@ -20,7 +20,7 @@ from nih_sched.metrics.exposition import CONTENT_TYPE, exposition
 from nih_sched.model import State, show_key
 from nih_sched.pages import chart, links
 from nih_sched.reports import words
-from nih_sched.reports.show import plain
+from nih_sched.reports.shown import plain
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
 from nih_sched.store.history import NOT_BY_US, History

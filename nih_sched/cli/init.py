@@ -1,4 +1,4 @@
-"""scheduler init, source."""
+"""scheduler init."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import CantNotify, DatabaseRefused, NoSuchTable
 from nih_sched.model import State
 from nih_sched.settings import Settings
-from nih_sched.store import open_desk
 from nih_sched.table import RowTable, find_table, reflect
 
 
@@ -74,15 +73,6 @@ def _create(engine: Engine, statements: list[str], what: str, *, briefly: bool =
     except SQLAlchemyError as error:
         raise DatabaseRefused(address=address(engine.url), what=what, reason=reason(error)) from error
     click.echo("\n".join(f"Created: {statement};" for statement in statements if statement.startswith("CREATE")))
-
-
-@click.command()
-@settings_options(TABLE)
-def source(settings: Settings) -> None:
-    """Print the source's name, which is its RQ queue's: for `rq worker -S json "$(scheduler source)"`."""
-    desk = open_desk(settings)
-    click.echo(desk.source.name)
-    desk.close()
 
 
 def _full_name(engine: object, name: str) -> str:

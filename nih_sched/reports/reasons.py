@@ -12,8 +12,8 @@ from typing import Any
 
 from nih_sched.model import Key, Outcome, State, show_key
 from nih_sched.reports import words
+from nih_sched.reports.overall import leader_words, pause_words
 from nih_sched.reports.situation import Situation, situation
-from nih_sched.reports.status import leader_words, pause_words
 from nih_sched.store import Desk
 from nih_sched.store.history import last_failure
 

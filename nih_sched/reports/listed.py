@@ -10,7 +10,7 @@ from typing import Any
 from nih_sched import clock
 from nih_sched.model import Key, State, show_key
 from nih_sched.reports import words
-from nih_sched.reports.show import plain, state_of
+from nih_sched.reports.shown import plain, state_of
 from nih_sched.store import Desk
 from nih_sched.store.history import Brief, History, group_of, last_failure
 from nih_sched.store.listing import LONGEST, Listing

@@ -1,0 +1,89 @@
+"""scheduler status."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import click
+
+from nih_sched import clock, reports
+from nih_sched.cli.look import as_json, looking, redis_url_of
+from nih_sched.cli.options import LOOK, settings_options
+from nih_sched.settings import Settings
+from nih_sched.store import Desk
+from nih_sched.telemetry import one_line
+
+EVERY = 2.0  # seconds between looks of --watch
+UNCLAIMED = 0.25  # seconds for which status looks for rows without a claim
+
+
+@click.command()
+@settings_options(LOOK)
+@as_json
+@click.option("--watch", is_flag=True, help="Look again every 2 seconds, until Ctrl-C.")
+def status(settings: Settings, as_json: bool, watch: bool) -> None:
+    """Print how the source does: rows by state, rate, workers and what they run, retries, Redis, failures."""
+    stopped = clock.Bell()
+    if watch:  # a look ends first: it has threads of its own, which nobody would wait for
+        signal.signal(signal.SIGINT, lambda number, frame: stopped.ring())
+    with looking(settings) as desk:
+        if not as_json:
+            threading.Thread(target=_import_rich, daemon=True).start()  # while the database counts
+        while True:
+            found = reports.status(desk, redis_url_of(settings), created=settings.created_column)
+            if watch and not as_json:
+                click.clear()
+            if as_json:
+                click.echo(json.dumps(found.as_json(), ensure_ascii=False, default=str))
+            else:
+                _print_status(desk, found)
+            if not watch:
+                return
+            if stopped.wait(EVERY):
+                raise KeyboardInterrupt
+
+
+def _import_rich() -> None:
+    import rich.console  # noqa: PLC0415 - slow to import, and for this command alone
+    import rich.table  # noqa: F401, PLC0415
+
+
+def _print_status(desk: Desk, found: reports.Status) -> None:
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and for this command alone
+    from rich.table import Table as RichTable  # noqa: PLC0415
+
+    console = Console(highlight=False, markup=False)  # the table's words are not ours
+    console.print(f"{found.database} · {found.table} · source {found.source}", soft_wrap=True)
+    table = RichTable("state", desk.rows.status.name, "rows")
+    table.columns[2].justify = "right"
+    for one in found.states:
+        table.add_row(", ".join(one.states) or "(not ours)", one_line(str(one.word)), str(one.count))
+    console.print(table)
+    facts = found.facts()
+    width = max(len(name) for name, _ in facts)
+    for name, text in facts:
+        console.print(f"{name:<{width}}  {one_line(text)}", soft_wrap=True)
+    for worker in found.workers:
+        where = f" on {worker.host}, pid {worker.pid}" if worker.pid else ""
+        console.print(f"{'worker':<{width}}  {one_line(f'{worker.name}{where}: {worker.sentence}')}", soft_wrap=True)
+    if not found.workers:
+        console.print(f"{'worker':<{width}}  none", soft_wrap=True)
+    for line in _unclaimed(desk, found):
+        console.print(one_line(line), soft_wrap=True)
+    if found.failures:
+        shown = RichTable("failed row", "attempts", "how", "reason")
+        shown.columns[0].overflow = "fold"  # a key that is cut off names no row
+        for row in found.failures:
+            shown.add_row(row.key, str(row.attempts), row.outcome, row.reason)
+        console.print(shown, markup=False)
+
+
+def _unclaimed(desk: Desk, found: reports.Status) -> list[str]:
+    # Table and ledger were read one after the other: only the doctor, which asks both of each row, can be sure.
+    if not found.unclaimed:
+        return []
+    from nih_sched.doctor.rows import orphans_of  # noqa: PLC0415
+
+    return [f"{finding.what}. See: scheduler doctor" for finding in orphans_of(desk, UNCLAIMED)]
