@@ -52,7 +52,8 @@ def test_a_command_brings_none_of_our_modules_that_it_does_not_need() -> None:
 
 
 def test_the_command_line_brings_nothing_for_shells_and_config_files_alone() -> None:
-    assert not _modules("import nih_sched.cli") & {"click.shell_completion", "tomllib"}
+    brought = _modules("import nih_sched.cli") - _modules("pass")  # whoever measures us reads files of its own
+    assert not brought & {"click.shell_completion", "tomllib"}
 
 
 @pytest.mark.parametrize("name", ["nih_sched", "nih_sched.reports", "nih_sched.store"])
