@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from nih_sched.cli.look import looking, redis_url_of
 from nih_sched.cli.options import COMMON, settings_options
 from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
-from nih_sched.doctor import Finding, Visit
+from nih_sched.doctor import Finding
 from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase, UnreachableRedis
 from nih_sched.settings import Settings
 
@@ -61,16 +63,21 @@ def _fixed(finding: Finding, settings: Settings) -> str:
 
 
 def _found(settings: Settings) -> list[Finding]:
-    connection, found = _redis(settings)
-    try:
-        with looking(settings) as desk:
-            return [*found, *doctor.findings(Visit(settings, desk, connection))]
-    except (UnreachableDatabase, NoSuchTable, BadLedger, DatabaseRefused) as error:
-        why, remedy = "Nothing runs without it.", "Mend that first, then: scheduler doctor"
-        return [*found, Finding("database", str(error), why, remedy)]
-    finally:
-        if connection is not None:
-            connection.close()
+    with contextlib.ExitStack() as end:
+
+        @functools.cache
+        def reach() -> tuple[Redis | None, Sequence[Finding]]:
+            connection, found = _redis(settings)
+            if connection is not None:
+                end.callback(connection.close)
+            return connection, found
+
+        try:
+            with looking(settings) as desk:
+                return doctor.findings(settings, desk, reach)
+        except (UnreachableDatabase, NoSuchTable, BadLedger, DatabaseRefused) as error:
+            why, remedy = "Nothing runs without it.", "Mend that first, then: scheduler doctor"
+            return [*reach()[1], Finding("database", str(error), why, remedy)]
 
 
 def _redis(settings: Settings) -> tuple[Redis | None, Sequence[Finding]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,16 @@ def redis_url_of(settings: Settings) -> str | None:
     from nih_sched import embedded  # noqa: PLC0415 - what starts a server takes its time to import, too
 
     return embedded.find(identity(settings.database_url))
+
+
+def import_rich_meanwhile() -> None:
+    """Have rich imported, which draws tables and is slow to import, while the database looks."""
+    threading.Thread(target=_import_rich, daemon=True).start()
+
+
+def _import_rich() -> None:
+    import rich.console  # noqa: PLC0415 - see above
+    import rich.table  # noqa: F401, PLC0415
 
 
 def print_json(value: Any) -> None:

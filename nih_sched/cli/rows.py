@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 
 import click
 
 from nih_sched import reports
-from nih_sched.cli.look import as_json, looking, print_json
+from nih_sched.cli.look import as_json, import_rich_meanwhile, looking, print_json
 from nih_sched.cli.options import TABLE, seconds_of, settings_options
 from nih_sched.errors import UsageError
 from nih_sched.model import show_key
@@ -54,6 +53,8 @@ def list_(
     if as_json and as_csv:
         raise UsageError(reason="--json and --csv can't be had together.")
     with looking(settings) as desk:
+        if not as_json and not as_csv:
+            import_rich_meanwhile()
         selection = reports.select(
             desk, state=state, where=where_sql, since=seconds_of(since) if since else None, text=text, error=error
         )
@@ -70,6 +71,8 @@ def list_(
 
 
 def _print_csv(desk: Desk, found: reports.Listed) -> None:
+    import csv  # noqa: PLC0415 - for this form alone
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     own = ["nih_sched_state", "nih_sched_attempts", "nih_sched_outcome", "nih_sched_at", "nih_sched_error"]
     writer.writerow([*desk.rows.columns, *own])

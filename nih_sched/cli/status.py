@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 
 import click
 
 from nih_sched import clock, reports
-from nih_sched.cli.look import as_json, looking, redis_url_of
+from nih_sched.cli.look import as_json, import_rich_meanwhile, looking, redis_url_of
 from nih_sched.cli.options import LOOK, settings_options
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
@@ -30,7 +29,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: stopped.ring())
     with looking(settings) as desk:
         if not as_json:
-            threading.Thread(target=_import_rich, daemon=True).start()  # while the database counts
+            import_rich_meanwhile()
         while True:
             found = reports.status(desk, redis_url_of(settings), created=settings.created_column)
             if watch and not as_json:
@@ -45,13 +44,8 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
                 raise KeyboardInterrupt
 
 
-def _import_rich() -> None:
-    import rich.console  # noqa: PLC0415 - slow to import, and for this command alone
-    import rich.table  # noqa: F401, PLC0415
-
-
 def _print_status(desk: Desk, found: reports.Status) -> None:
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and for this command alone
+    from rich.console import Console  # noqa: PLC0415 - slow to import
     from rich.table import Table as RichTable  # noqa: PLC0415
 
     console = Console(highlight=False, markup=False)  # the table's words are not ours

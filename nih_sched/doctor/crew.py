@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-
-from nih_sched import redis_client
 from nih_sched.doctor.finding import Finding, Visit
 from nih_sched.errors import NihError
 from nih_sched.store.pauses import Pauses
@@ -46,6 +43,8 @@ def workers(visit: Visit) -> list[Finding]:
     """Claims that no worker will take."""
     if visit.redis is None:
         return []
+    from nih_sched import redis_client  # noqa: PLC0415 - slow to import; who has a connection has done so
+
     found = []
     for name, count in visit.checkup.waiting(LATE / 4):
         if not redis_client.worker_names(visit.redis, name):
@@ -95,6 +94,8 @@ def handler(visit: Visit) -> list[Finding]:
 
 def dashboard(visit: Visit) -> list[Finding]:
     """A dashboard on this machine that lets everybody in: ours never does, rq-dashboard by itself always."""
+    import http.client  # noqa: PLC0415 - for this check alone
+
     port = visit.settings.dashboard_port
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=HEARD)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from nih_sched import redis_client
 from nih_sched.doctor.finding import Finding, Visit
 
 OLDEST = (5, 0)
@@ -73,4 +72,8 @@ def persistence(visit: Visit) -> list[Finding]:
 
 
 def _facts(visit: Visit) -> dict[str, Any]:
-    return redis_client.server_facts(visit.redis) if visit.redis is not None else {}
+    if visit.redis is None:
+        return {}
+    from nih_sched import redis_client  # noqa: PLC0415 - slow to import; who has a connection has done so
+
+    return redis_client.server_facts(visit.redis)

@@ -88,7 +88,7 @@ def check_made(engine: Engine, ledger: Ledger) -> bool:
 
 
 def look_up(connection: Connection, inspector: Inspector, ledger: Ledger) -> str | None:
-    """The ledger's id, for those who only look; None where our tables aren't there.
+    """The ledger's id, where our tables are as they should be; None where they aren't there.
 
     Raises:
         NewerLedger, OlderLedger: as of check_made(). BadLedger: it has no id.

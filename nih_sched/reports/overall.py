@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from nih_sched.dialects import address
@@ -19,7 +20,7 @@ from nih_sched.store.pauses import Pause, Pauses
 
 RATE_OVER = 60.0  # seconds
 FAILURES = 10  # newest ones shown
-READY_SECONDS = 0.1  # for which ready rows are counted: all else of a status is asked after them
+READY_SECONDS = 0.1  # for which ready rows are counted
 
 
 @dataclass(frozen=True)
@@ -197,16 +198,17 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
         created: the column that says when a row was added.
     """
     overview = Overview(desk)
-    counting = desk.beside(overview.by_word)  # what takes longest, while we ask the rest
-    ready, running = overview.ready(seconds=READY_SECONDS), overview.running()
-    claimed, retries = overview.claimed(), overview.retries()
+    # What takes longest, while we ask the rest.
+    counting = desk.beside(overview.by_word)
+    counting_ready = desk.beside(partial(overview.ready, seconds=READY_SECONDS))
+    running, claimed, retries = overview.running(), overview.claimed(), overview.retries()
     first = overview.first_ready(created)
     samples, now = overview.ended(), History(desk).now()
     redis, (failures, among) = look(redis_url, desk.source.name), _failures(desk)
     redis_lost_at, leader, pauses = overview.redis_lost_at(), overview.leader(), tuple(Pauses(desk).all())
     workers = _workers(desk, running, redis)
     done, failed = _rates(samples)
-    counts, complete = counting()
+    (counts, complete), ready = counting(), counting_ready()
     if ready.more and complete and not desk.rows.conditions:
         ready = Count(max(ready.rows, counts.get(desk.rows.words[State.READY], 0)))
     moving = sum(counts.get(word, 0) for word in _moving(desk))

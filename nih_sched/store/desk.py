@@ -23,7 +23,7 @@ from nih_sched import clock, ledger, table, telemetry
 from nih_sched.dialects import Dialect, Now, address, connect, dialect_of
 from nih_sched.dialects.base import claimable, reason
 from nih_sched.dialects.watch import Watch
-from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, UnreachableDatabase, UsageError
+from nih_sched.errors import BadLedger, DatabaseRefused, NoSuchTable, OlderLedger, UnreachableDatabase, UsageError
 from nih_sched.ledger import Ledger
 from nih_sched.model import Backoff, Key, Source, State
 from nih_sched.settings import Settings
@@ -220,8 +220,13 @@ def desk_on(engine: Engine, settings: Settings, *, create_ledger: bool = True) -
     with dialect_of(engine).reading(engine) as connection:
         inspector = inspect(connection)  # one for all: it asks once which tables there are
         rows = table.reflect(inspector, settings, address(engine.url))
-        ledger_id = None if create_ledger else ledger.look_up(connection, inspector, own)
-    if create_ledger:
+        try:
+            ledger_id = ledger.look_up(connection, inspector, own)
+        except (BadLedger, OlderLedger):
+            if not create_ledger:
+                raise
+            ledger_id = None
+    if create_ledger and ledger_id is None:
         if ledger.ensure(engine, own):
             telemetry.emit("ledger_created", address=address(engine.url))
         ledger_id = ledger.identity(engine, own, "ledger_id")

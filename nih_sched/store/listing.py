@@ -24,7 +24,7 @@ from nih_sched.store.unreadable import Aside
 
 LONGEST = 2.0  # seconds for which rows are looked through
 AT_ONCE = 0.3  # seconds in which the database may find the rows by itself, before we walk
-SOON = 0.1  # seconds in which it may find them in the order of their keys, where it has another way
+SOON = 0.05  # seconds in which it may find them in the order of their keys, where it has another way
 SCANNED, MOST = 20_000, 640_000  # rows of the walk's first step, and of its longest
 LEAST = 0.1  # seconds that the first one may take, however little time is left
 QUICK = 0.05  # seconds that a step may take for the next one to be twice as long

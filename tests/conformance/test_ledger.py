@@ -6,7 +6,7 @@ import multiprocessing
 from typing import Any
 
 import pytest
-from sqlalchemy import inspect, select
+from sqlalchemy import Engine, event, inspect, select
 
 from conformance.places import Place, claim, fenced, finish, ready, run_once, shape, start
 from nih_sched import ledger
@@ -60,6 +60,23 @@ def test_ensure_says_whether_it_made_anything(place: Place) -> None:
     assert ledger.ensure(engine, own) is True
     assert ledger.identity(engine, own, "ledger_id") != identity
     engine.dispose()
+
+
+def test_who_finds_our_tables_made_reads_their_version_once(place: Place) -> None:
+    place.jobs("Pending")
+    settings = Settings(database_url=place.url)
+    open_desk(settings).close()
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        open_desk(settings).close()
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert sum("nih_sched_meta" in one for one in seen) == 1, seen
 
 
 def test_a_half_made_ledger_is_never_without_its_fence(place: Place) -> None:

@@ -22,7 +22,7 @@ LOADED = (
         ("cli.source", "sqlalchemy"),
         ("cli.rows", "sqlalchemy"),
         ("cli.change", "sqlalchemy"),
-        ("cli.doctor", "redis sqlalchemy"),
+        ("cli.doctor", "sqlalchemy"),
     ],
 )
 def test_importing_a_command_brings_no_more_than_it_needs(module: str, expected: str) -> None:
