@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for kind in ("postgresql", "mariadb"):
             if f"{kind}_server" in getattr(item, "fixturenames", ()):
                 item.add_marker(kind)
+
+
+# What takes minutes on two cores, the longest first: each process of a run begins with some of it, so that none is left
+# alone with it at the end.
+LONG = (
+    "test_quick_bench_measures_everything",
+    "no_fence_in_start",
+    "test_a_minute_of_all_faults",
+    "no_fence_in_finish",
+    "no_lease_check",
+    "test_a_gigabyte_of_a_commands_output",
+    "test_an_operator_at_three_in_the_morning",
+    "test_jobs_that_redis_delivers_twice",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist tells of them; -m has chosen by then
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Put the long ones where xdist's processes begin: it gives each of them as many tests, in their order."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = sorted((item for item in session.items if rank(item) < len(LONG)), key=rank)
+    rest = iter([item for item in session.items if item not in long])
+    each = len(session.items) // workers
+    ordered: list[pytest.Item] = []
+    for process in range(workers):
+        first = long[process::workers]
+        ordered += [*first, *islice(rest, max(0, each - len(first)))]
+    session.items[:] = [*ordered, *rest]
+
+
+def rank(item: pytest.Item) -> int:
+    """Its place in LONG; behind all of them where it has none."""
+    return next((place for place, words in enumerate(LONG) if words in item.nodeid), len(LONG))
 
 
 LEFT = pytest.StashKey[list[str]]()
