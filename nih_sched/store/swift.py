@@ -15,11 +15,9 @@ from sqlalchemy.sql.expression import bindparam, literal_column
 from nih_sched.dialects import Now, quick
 from nih_sched.dialects.base import Opened, is_any_kept
 from nih_sched.errors import KeysDontMatch
-from nih_sched.model import Claim, State
+from nih_sched.model import OPEN_KEY_LENGTH, Claim, State
 from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.pauses import unpaused
-
-KEY_LENGTH = 40  # of an open_key, see model.open_key_of
 
 
 class Taken(NamedTuple):
@@ -72,10 +70,16 @@ def _make_claim(desk: Desk) -> Any:
     found = desk.dialect.lock(ready, rows.table, skip_locked=True).cte("found")
     row_key = func.concat("[", cast(found.c.its_key, String), "]")
     hashed = func.sha256(bindparam("its_table", type_=LargeBinary()).op("||")(func.convert_to(row_key, "UTF8")))
-    open_key = func.left(func.encode(hashed, "hex"), literal_column(str(KEY_LENGTH)))
+    # As model.open_key_of() makes it.
+    open_key = func.left(func.encode(hashed, "hex"), literal_column(str(OPEN_KEY_LENGTH)))
     number = func.row_number().over(order_by=found.c.its_key)
-    keyed = select(found.c.its_key, row_key.label("row_key"), open_key.label("open_key"), number.label("number"))
-    numbered = keyed.cte("numbered")
+    numbered = select(
+        found.c.its_key,
+        row_key.label("row_key"),
+        open_key.label("open_key"),
+        number.label("number"),
+        Now().label("instant"),  # one for both: each call of the clock says another
+    ).cte("numbered")
     given = desk.dialect.numbered("its_rq_id")
     same = {
         "source": literal(desk.source.name),
@@ -83,8 +87,8 @@ def _make_claim(desk: Desk) -> Any:
         "failures": literal(0),
         "tries": bindparam("its_tries", type_=attempts.c.tries.type),
         "claimed_by": bindparam("its_producer", type_=attempts.c.claimed_by.type),
-        "claimed_at": Now(),
-        "sent_at": Now(),
+        "claimed_at": numbered.c.instant,
+        "sent_at": numbered.c.instant,
     }
     own = select(numbered.c.row_key, numbered.c.open_key, given.c.value, *same.values())
     opened = (
