@@ -23,6 +23,7 @@ Key = tuple[Any, ...]
 SURROGATES = re.compile("[\ud800-\udfff]")  # what no encoding has
 _PLAIN = struct.Struct("=qdd")  # shorter than any list that told() makes
 
+OPEN_KEY_LENGTH = 40  # hexadecimal digits; as our tables' columns hold them
 TEXT_LIMIT = 64 * 1024 - 64  # bytes; 64 KB with the mark, so that one long traceback can't swell the ledger
 
 
@@ -314,7 +315,7 @@ def open_key(table: str, key: Key) -> str:
 
 def open_key_of(table: str, row_key: str) -> str:
     """open_key() of a key that is encoded already."""
-    return hashlib.sha256(f"{table}\0{row_key}".encode()).hexdigest()[:40]
+    return hashlib.sha256(f"{table}\0{row_key}".encode()).hexdigest()[:OPEN_KEY_LENGTH]
 
 
 def clean_text(text: str | None, limit: int = TEXT_LIMIT) -> str | None:

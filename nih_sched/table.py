@@ -82,6 +82,10 @@ class RowTable:
         """What the features ask of a ready row."""
         return [feature.where for feature in self.features if feature.where is not None]
 
+    def labelled(self, names: Sequence[str]) -> list[Any]:
+        """These columns under labels of our own, because a column may be named like another's label."""
+        return [self.table.columns[name].label(f"nih_sched_{number}") for number, name in enumerate(names)]
+
     def keyed(self, keys: Sequence[Key], among: Among = Column.in_) -> ColumnElement[bool]:
         """The rows with these keys; `among` is the database's way to ask for one of several values."""
         if len(self.keys) == 1:

@@ -36,9 +36,8 @@ def run(connection: Connection, statement: Any, values: Mapping[str, Any]) -> Ra
     """
     lists = [value for value in values.values() if isinstance(value, list | tuple)]
     shape = tuple(map(len, lists))
-    # Whoever listens to statements hears them all.
-    heard = connection.dispatch.before_cursor_execute or connection.engine.dispatch.before_cursor_execute
-    if heard or any(length > FEW for length in shape) or any(isinstance(one, tuple) for some in lists for one in some):
+    many = any(length > FEW for length in shape)
+    if many or _is_heard(connection) or any(isinstance(one, tuple) for some in lists for one in some):
         result = connection.execute(statement, values)
         return Ran(result.all() if result.returns_rows else (), result.rowcount)
     key = (statement, connection.dialect, shape)
@@ -52,10 +51,15 @@ def run(connection: Connection, statement: Any, values: Mapping[str, Any]) -> Ra
 
 def say(connection: Connection, sql: str) -> None:
     """Execute SQL that has no parameters and returns nothing; errors as of run()."""
-    if connection.dispatch.before_cursor_execute or connection.engine.dispatch.before_cursor_execute:
+    if _is_heard(connection):
         connection.exec_driver_sql(sql)
-        return
-    _execute(connection, sql)
+    else:
+        _execute(connection, sql)
+
+
+def _is_heard(connection: Connection) -> bool:
+    """Whether somebody listens to statements, who is to hear them all."""
+    return bool(connection.dispatch.before_cursor_execute or connection.engine.dispatch.before_cursor_execute)
 
 
 class _Quick:
@@ -87,8 +91,7 @@ class _Quick:
             if (names := self._expansion.get(name)) is not None:
                 given |= {n: _through(processors.get(n), one) for n, one in zip(names, value, strict=True)}
             else:
-                process = processors.get(name)
-                given[name] = value if process is None else process(value)
+                given[name] = _through(processors.get(name), value)
         parameters: Any = given if self._order is None else tuple([given[name] for name in self._order])
         rows, touched, described = _execute(connection, self._sql, parameters, **self._how)
         return Ran(self._read(connection, described, rows) if rows else (), touched)

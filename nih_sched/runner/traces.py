@@ -15,6 +15,7 @@ from typing import Any
 
 from nih_sched import host
 
+# SIGALRM is among the common ones alone: each job has a handler of its own for it, and all the rest outlives a job.
 ALL = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGALRM}))
 COMMON = [
     *map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)),

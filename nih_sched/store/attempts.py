@@ -123,7 +123,7 @@ class Attempts:
                 update(rows.table)
                 .where(desk.given_rows, desk.dialect.is_word(rows.status, queued))
                 .values({rows.status: started})
-                .returning(*rows.keys, *self._wanted(columns))
+                .returning(*rows.keys, *rows.labelled(columns))
             ),
         )
         these = desk.given_keys([claim.key for claim in claims.values()])
@@ -190,7 +190,7 @@ class Attempts:
             None if it must be read anew, row by row.
         """
         rows = self._desk.rows
-        query = select(*rows.keys, rows.status.label("nih_sched_status"), *self._wanted(columns))
+        query = select(*rows.keys, rows.status.label("nih_sched_status"), *rows.labelled(columns))
         query = self._desk.dialect.lock(query.where(self._desk.keyed(keys.values())), rows.table, skip_locked=True)
         width = len(rows.keys)
         values: Values | None = {}
@@ -211,10 +211,6 @@ class Attempts:
         missing = [key for k, key in keys.items() if k not in found]
         there = connection.execute(select(*rows.keys).where(self._desk.keyed(missing)))
         return found, {encode_key(tuple(row)) for row in there}, values
-
-    def _wanted(self, columns: Sequence[str]) -> list[Any]:
-        # Labels of our own, because a column may be named like another's label.
-        return [self._desk.rows.table.columns[name].label(f"nih_sched_{i}") for i, name in enumerate(columns)]
 
     def _put_off(self, connection: Connection, claim_ids: Sequence[int]) -> None:
         # A worker must not wait for an owner's transaction: the rows behind would wait with it.
@@ -248,7 +244,7 @@ class Attempts:
         rows = self._desk.rows
         if not columns:
             return {encode_key(key): ({}, None) for key in keys}
-        query = select(*rows.keys, *self._wanted(columns)).where(self._desk.keyed(keys))
+        query = select(*rows.keys, *rows.labelled(columns)).where(self._desk.keyed(keys))
         width = len(rows.keys)
         try:
             result = connection.execute(query).all()

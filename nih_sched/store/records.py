@@ -10,7 +10,7 @@ from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now, quick
 from nih_sched.model import Claim, StartedRow, State, decode_key
-from nih_sched.store.desk import Desk
+from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.leases import Hold
 from nih_sched.store.pauses import unpaused
 
@@ -90,7 +90,9 @@ class Records:
         held = self._hold is not None
         statement = self._desk.once(f"begin with {columns}, {held}", lambda: self._make_begin_with(columns))
         given = self._given(claim_ids, known=True) | (_horse_of(self._hold) if self._hold else {})
-        found = self._desk.insist(lambda: self._desk.read(lambda c: quick.run(c, statement, given).rows))
+        found = self._desk.insist(
+            lambda: self._desk.read(lambda c: quick.run(c, statement, given).rows), patience=PATIENCE
+        )
         claims, *_ = self._by_key([(*row[:HEAD], None) for row in found])
         values = [dict(zip(columns, row[HEAD:], strict=True)) for row in found]
         return [StartedRow(*pair) for pair in zip(claims.values(), values, strict=True)]
@@ -112,7 +114,7 @@ class Records:
             fit = fit.where(current.element)
         these = fit.with_for_update(of=of, skip_locked=True, key_share=True).cte("fit")
         begun = self._make_mark(c.id == these.c.claim).returning(*self._head()).cte("begun")
-        wanted = [rows.table.columns[name].label(f"nih_sched_{i}") for i, name in enumerate(columns)]
+        wanted = rows.labelled(columns)
         started = (
             update(rows.table)
             .where(key == these.c.its_key)

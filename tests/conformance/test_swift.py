@@ -22,7 +22,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from conformance.places import Place, claim, finish, only, rq_ids, start, take
 from nih_sched.dialects import quick
@@ -173,6 +173,26 @@ def test_a_lease_that_is_renewed_by_the_start_and_one_that_is_lost(place: Place)
     with pytest.raises(LeaseLost):
         start(desk, two, lease="lost")
     assert place.states() == {1: "Started", 2: "Queued"}
+
+
+@only("postgresql")
+def test_a_start_is_tried_no_longer_than_any_other_transaction(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    one = claim(desk)[0]
+    monkeypatch.setattr("nih_sched.store.records.PATIENCE", 0.2)
+    tried: list[int] = []
+
+    def cut(*_: Any) -> None:
+        tried.append(1)
+        if len(tried) > 100:
+            pytest.fail("it is tried for ever")
+        raise OperationalError("", None, Exception("cut"), connection_invalidated=True)
+
+    monkeypatch.setattr(type(desk.dialect), "read", cut)
+    with pytest.raises(OperationalError):
+        start(desk, one)
+    assert len(tried) > 1
 
 
 @only("postgresql")
