@@ -40,6 +40,7 @@ SENTENCES: dict[str, str] = {
     "requeued": "{by} set {count} rows back to ready: {keys}",
     "cancelled_rows": "{by} cancelled {count} rows, {running} of them running: {keys}",
     "cancelled_running": "row {key} cancelled while it ran, and stopped (attempt {attempt})",
+    "withdrawn": "row {key} not run: cancelled or deleted before its turn in its batch (attempt {attempt})",
     "unserved": "gave {count} rows of source {source} back: this worker doesn't serve it",
     "refused_job": "refused RQ job {rq_id}: {reason}",
     "job_failed": "a job of source {source} failed, not by its rows: {reason}",

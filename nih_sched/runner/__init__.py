@@ -18,6 +18,7 @@ from nih_sched.dialects.base import reason
 from nih_sched.errors import AttemptFailed, NihError
 from nih_sched.keeper import vouched_until
 from nih_sched.model import Ended, Outcome, StartedRow, show_key
+from nih_sched.runner.cancelling import Waiting
 from nih_sched.runner.command import signal_name
 from nih_sched.runner.hand import new_hand, share_hand
 from nih_sched.runner.handler import Handler, load
@@ -178,11 +179,15 @@ def _run_rows(
     hand, call, timeout = share_hand(), partial(_call, site), desk.source.timeout
     meter = Meter(hand.tail)
     singly, slot, pid = len(rows) < MANY, site.slot, os.getpid()
+    waiting = Waiting(desk, rows)
     for number, row in enumerate(rows):
         claim_id = row.claim.id
         if slot and slot.expired:  # frozen until now: nobody vouches for us
             slot.kill_noted()
             os._exit(75)
+        if withdrawn := waiting.withdrawn(number):
+            outcomes.add(withdrawn)
+            continue
         if site.tired or interrupt_asked() or not hand.take(claim_id):
             meter.end()
             return rows[number:]

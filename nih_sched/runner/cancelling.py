@@ -1,4 +1,8 @@
-"""A row that is cancelled while it runs: seen by its worker, or under a stock worker by its horse's keeper."""
+"""Rows that are cancelled once they have begun.
+
+One that runs: seen by its worker, or under a stock worker by its horse's keeper. One that waits behind others of its
+batch: seen by its horse, before its turn.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,16 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from nih_sched import clock, host, telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import NihError
-from nih_sched.model import Claim, Ended, Outcome, Trail
+from nih_sched.model import Claim, Ended, Outcome, StartedRow, Trail
 from nih_sched.runner.hand import share_hand
-from nih_sched.runner.outcomes import report
+from nih_sched.runner.outcomes import WITHDRAWN, report
 from nih_sched.runner.perform import CANCELLED, INTERRUPT
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk
@@ -25,6 +29,30 @@ AFTER = 1.0  # seconds that a row must have run before it is looked at: short on
 EVERY = 1.0  # seconds between looks at its word: with KILL_AFTER and the ticks, 5 must do under load too
 TICK = 0.2  # seconds between a keeper's looks at the hand
 KILL_AFTER = 2.5  # seconds from asking a horse to leave its row, a command has 2, to killing it
+FRESH = 0.4  # seconds for which rows that wait count as wanted: those of a short batch are never looked at
+
+
+class Waiting:
+    """Rows that have begun together, in their horse, which runs them one after the other."""
+
+    def __init__(self, desk: Desk, rows: Sequence[StartedRow]) -> None:
+        self._desk = desk
+        self._rows = rows
+        self._looked = clock.monotonic()
+        self._unwanted: set[int] = set()
+
+    def withdrawn(self, number: int) -> Ended | None:
+        """How the row with this number ends without having run, if its owner has cancelled or deleted it."""
+        now = clock.monotonic()
+        if now - self._looked >= FRESH:
+            # With the database away its owner can't have done so either, and its outcome can wait.
+            with contextlib.suppress(SQLAlchemyError):
+                self._unwanted = Cancels(self._desk).unwanted([row.claim for row in self._rows[number:]])
+            self._looked = clock.monotonic()
+        claim = self._rows[number].claim
+        if claim.id not in self._unwanted:
+            return None
+        return Ended(claim, Outcome.CANCELLED, reason=WITHDRAWN, seconds=0.0, at=clock.boot())
 
 
 class Watch:

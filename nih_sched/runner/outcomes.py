@@ -21,6 +21,7 @@ SLACK = 0.3  # seconds after which a horse writes an outcome itself; its worker 
 HEAVY = 500_000  # bytes of outcomes that are written at once: databases have a limit for one statement
 MANY = 10  # rows in one job from which on they are told of together, not each with a line of its own
 NAMED = 20  # failed rows that RQ's failed registry is told of
+WITHDRAWN = "its owner cancelled or deleted the row before its turn in its batch"
 REFUSED = 76  # a horse's exit code: the ledger refuses an outcome, which the worker has been told
 
 
@@ -161,6 +162,8 @@ def report(ended: Ended, fate: Fate | None) -> None:
         telemetry.emit("done", **facts)
     elif ended.outcome is Outcome.INTERRUPTED:
         telemetry.emit("interrupted", **facts)
+    elif ended.reason == WITHDRAWN:
+        telemetry.emit("withdrawn", **facts)
     elif ended.outcome is Outcome.CANCELLED:
         telemetry.emit("cancelled_running", **facts)
     elif fate.claim_goes_on:

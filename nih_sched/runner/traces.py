@@ -32,7 +32,6 @@ class Traces:
         # A microsecond for each row; the mapping itself would decode every name and value.
         self._raw: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
         self._mark = os.environ.encodekey(host.MARK) if hasattr(os.environ, "encodekey") else host.MARK
-        self._childless = not _has_children()  # a stock worker's horse has its keeper
         self._all_before = self._look(ALL), _limits()
         self.pid = os.getpid()
         self.again()
@@ -41,6 +40,7 @@ class Traces:
         """Before the first row of another job, in a process in which the one before has left nothing behind."""
         self._environment = dict(self._raw)
         self._before, self._blocked = self._look(COMMON), _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._childless = not _has_children()  # a stock worker's horse has got its keeper meanwhile
         self._next_closely = 0.0
 
     def left(self, *, thoroughly: bool = False, closely: bool = True) -> bool:

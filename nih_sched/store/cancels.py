@@ -1,16 +1,19 @@
-"""Whether a row that runs has been cancelled: asked by whoever can stop it."""
+"""Whether a row that runs, or is about to, has been cancelled: asked by whoever can stop it."""
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from collections.abc import Sequence
+from typing import Any
 
-from nih_sched.model import Claim, State
+from sqlalchemy import case, literal, select
+
+from nih_sched.model import Claim, State, encode_key
 from nih_sched.store.desk import Desk
 from nih_sched.store.running import claim_of, heads
 
 
 class Cancels:
-    """Two short statements, each by a primary key."""
+    """Short statements, each by primary keys."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -36,3 +39,19 @@ class Cancels:
         statement = self._desk.once("is cancelled", lambda: select(rows.keys[0]).where(self._desk.given_rows, word))
         given = self._desk.given_keys([claim.key])
         return self._desk.read(lambda c: c.execute(statement, given).first()) is not None
+
+    def unwanted(self, claims: Sequence[Claim]) -> set[int]:
+        """The ids of those of these claims whose rows have the cancelled word now, or are gone."""
+        found = {encode_key(claim.key): claim.id for claim in claims}
+        statement = self._desk.once("unwanted", self._make_wanted)
+        given = self._desk.given_keys([claim.key for claim in claims])
+        wanted = self._desk.read(lambda c: c.execute(statement, given).all())
+        return set(found.values()) - {
+            found.get(encode_key(tuple(key)), 0) for *key, cancelled in wanted if not cancelled
+        }
+
+    def _make_wanted(self) -> Any:
+        rows = self._desk.rows
+        word = self._desk.dialect.is_word(rows.status, rows.words[State.CANCELLED])
+        cancelled = case((word, literal(1)), else_=literal(0)) if self.can_be else literal(0)
+        return select(*rows.keys, cancelled).where(self._desk.given_rows)

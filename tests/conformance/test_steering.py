@@ -11,6 +11,7 @@ from nih_sched.model import Outcome
 from nih_sched.runner.cancelling import TICK, Watch
 from nih_sched.runner.hand import new_hand
 from nih_sched.store import Attempts, Claims, Looks, Retries
+from nih_sched.store.cancels import Cancels
 from nih_sched.store.pauses import Pauses
 from nih_sched.store.rows import parse_key
 from nih_sched.worker.rq_worker import LOOK
@@ -51,6 +52,21 @@ def test_while_a_source_is_paused_none_of_its_rows_is_claimed_or_starts_and_runn
     assert len(start(desk, *claim(desk), run="again")) == 2
     told = [(event, facts["by"]) for event, facts in events if event in ("paused", "resumed")]
     assert told == [("paused", "ada@here"), ("resumed", "ada")]
+
+
+def test_begun_rows_that_their_owner_cancels_or_deletes_before_their_turn_are_known(place: Place) -> None:
+    place.jobs(*["Pending"] * 5)
+    desk = place.desk()
+    claims = claim(desk)
+    assert len(start(desk, *claims)) == 5
+    assert Cancels(desk).unwanted(claims) == set()
+    place.set(2, "Cancelled")
+    place.run("DELETE FROM jobs WHERE id = 3")
+    place.set(4, "Pending")
+    place.run("UPDATE jobs SET state = NULL WHERE id = 5")
+    assert Cancels(desk).unwanted(claims) == {claims[1].id, claims[2].id}
+    same_word = place.desk(cancelled_val="Started")
+    assert Cancels(same_word).unwanted(claims) == {claims[2].id}
 
 
 @only("sqlite")

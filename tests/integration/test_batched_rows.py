@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import psutil
@@ -33,6 +34,10 @@ def third_is_long(id):
     if id == 3:
         time.sleep(4)
     note("end", id)
+
+def each_takes_a_while(id):
+    note(id)
+    time.sleep(0.7)
 
 def third_sleeps_once(id):
     note(id)
@@ -127,6 +132,26 @@ def test_a_long_row_gives_those_behind_it_back(lite_batch: Work) -> None:
     ran = (lite_batch.folder / "ran.log").read_text().splitlines()
     assert sorted(ran) == sorted([*map(str, range(1, 11)), *(f"end {n}" for n in range(1, 11))])
     assert ran[-1] == "end 3"
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_a_row_that_is_cancelled_or_deleted_before_its_turn_is_not_run(lite_batch: Work, *, stock: bool) -> None:
+    line = ("--job", "batched:each_takes_a_while", *TEN)
+    env = lite_batch.env | {"NIH_SCHED_JOB": "batched:each_takes_a_while"}
+    scheduler("init", env=env, cwd=lite_batch.folder)
+    source = scheduler("source", env=env, cwd=lite_batch.folder).stdout.strip()
+    with contextlib.ExitStack() as stack:
+        role = ("producer",) if stock else ()
+        stack.enter_context(spawn_scheduler(*role, *line, env=lite_batch.env, cwd=lite_batch.folder))
+        if stock:
+            stack.enter_context(spawn(stock_worker(source), env=env, cwd=lite_batch.folder))
+        eventually(lambda: lite_batch.ran()["1"] == 1, timeout=30)
+        lite_batch.sql("UPDATE work SET state = 'Cancelled' WHERE id IN (3, 4)")
+        lite_batch.sql("DELETE FROM work WHERE id = 5")
+        eventually(lambda: lite_batch.states() == {"Cancelled": 2, "Done": 7}, timeout=30)
+    assert lite_batch.ran() == {str(n): 1 for n in (1, 2, 6, 7, 8, 9, 10)}
+    whys = lite_batch.sql("SELECT reason FROM nih_sched_attempts WHERE outcome = 'cancelled'")
+    assert whys == [("its owner cancelled or deleted the row before its turn in its batch",)] * 3
 
 
 def test_a_row_past_its_timeout_takes_no_other_with_it(lite_batch: Work) -> None:
