@@ -29,7 +29,8 @@ from nih_sched.wake import Sign, Wake
 COUNT_EVERY = 1.0  # seconds between counts of workers
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
-GLANCE = 0.015  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
+QUIET = 0.012  # seconds after a tick for which signs wait, so that many rows that come one by one make one tick
+GLANCE = 0.01  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
 PUT_OFF = 10  # ticks in a row that only claim, while new rows keep coming in ones and twos
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 2.5  # seconds overdue after which a retry is sent anew though RQ still seems to be at it
@@ -124,7 +125,7 @@ class Producer:
             tick: what the last one did.
             poll: seconds between looks at an idle table.
         """
-        self._be_quiet(BUSY_WAIT)
+        self._be_quiet(QUIET)
         self._has_room = tick.claimed < tick.room
         if tick.claimed >= tick.room:  # or there is no room: what else is to do will be seen when there is
             self._moving = True

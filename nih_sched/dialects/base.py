@@ -26,6 +26,7 @@ from nih_sched.model import SURROGATES, Word
 T = TypeVar("T")
 
 Start = Callable[[Any], Any]  # of a text: what an index on it holds
+HARD = "50ms"  # for which PostgreSQL waits for a lock that is hardly to be waited for
 IDLE = 5  # seconds for which a transaction of ours may do nothing: its statements follow each other at once
 
 
@@ -101,9 +102,14 @@ class Dialect:
             DBAPIError: also where SQLAlchemy lets the driver's own error through, as it does when a connection is lost
                 just before it goes back to its pool.
         """
+        with self.minding_the_pool(engine), self.plain(engine).connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def minding_the_pool(self, engine: Engine) -> Iterator[None]:
+        """Of reading(): the driver's own error becomes SQLAlchemy's."""
         try:
-            with self.plain(engine).connect() as connection:
-                yield connection
+            yield
         except engine.dialect.loaded_dbapi.Error as error:
             self.forget_connections(engine)  # SQLAlchemy has left its place in the pool taken, for ever
             raise OperationalError(None, None, error, connection_invalidated=True) from error
@@ -114,14 +120,7 @@ class Dialect:
 
     def read(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Run `work` on a connection without a transaction; once more on a new one if that one had died meanwhile."""
-        try:
-            with self.reading(engine) as connection:
-                return work(connection)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-        with self.reading(engine) as connection:
-            return work(connection)
+        return on_living(lambda: self.reading(engine), work)
 
     def write_at_once(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         """Run `work`, one statement that writes: without a transaction in whose middle one could freeze.
@@ -314,6 +313,10 @@ class Dialect:
             return error.connection_invalidated or self.code_is_transient(error)
         return False
 
+    def gave_up(self, error: DBAPIError) -> bool:
+        """Whether a statement that waits for no lock, as after begin(hardly=True), has met one."""
+        return False
+
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Whether the driver alone failed, at turning a value into Python; the transaction goes on."""
         return False
@@ -329,6 +332,18 @@ class Dialect:
     def code_is_transient(self, error: DBAPIError) -> bool:
         """is_transient, by the driver's own error code."""
         return isinstance(error, OperationalError | InterfaceError)
+
+
+def on_living(connect: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]) -> T:
+    """Run `work` on a connection; once more on a new one if that one had died meanwhile."""
+    try:
+        with connect() as connection:
+            return work(connection)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+    with connect() as connection:
+        return work(connection)
 
 
 @functools.lru_cache(maxsize=32)

@@ -51,14 +51,15 @@ from sqlalchemy.schema import Index
 from sqlalchemy.sql import ColumnElement, Executable
 
 from nih_sched.dialects import listen, quick
-from nih_sched.dialects.base import IDLE, Dialect, End, Opened, Start, is_any_kept, with_option
+from nih_sched.dialects.base import HARD, IDLE, Dialect, End, Opened, Start, is_any_kept, with_option
 from nih_sched.dialects.times import After, Now
 from nih_sched.dialects.watch import Watch, channel_of
 from nih_sched.model import Word
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: connection, resources, rollback, lock, operator
 TRANSIENT_CLASSES = ("08", "40", "53", "57")
-TRANSIENT_CODES = frozenset({"55P03", "25006", "25P03", "55006"})
+LOCKED = "55P03"
+TRANSIENT_CODES = frozenset({LOCKED, "25006", "25P03", "55006"})
 
 
 # What the address doesn't say itself. A server that vanished without a word is noticed within half a minute.
@@ -75,7 +76,7 @@ DEFAULTS: dict[str, Any] = {
 
 BEGINS = "nih_sched_begins"  # an engine's option, where BEGIN is ours: how; "" for no transaction
 EACH = f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE}s'"
-HARDLY = "; SET LOCAL lock_timeout = '50ms'"
+HARDLY = f"; SET LOCAL lock_timeout = '{HARD}'"
 SOON = "; SET LOCAL synchronous_commit = off"  # https://www.postgresql.org/docs/current/wal-async-commit.html
 BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; {EACH}"
 
@@ -254,6 +255,10 @@ class PostgreSQL(Dialect):
     def compiler(self) -> Any:
         """Psycopg's paramstyle would double percent signs; plain PostgreSQL doesn't."""
         return postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+
+    def gave_up(self, error: DBAPIError) -> bool:
+        """https://www.postgresql.org/docs/current/errcodes-appendix.html: lock_not_available."""
+        return getattr(error.orig, "sqlstate", None) == LOCKED
 
     def is_about_a_value(self, error: DBAPIError) -> bool:
         """Dates beyond Python's, such as infinity; what the server refuses has an SQLSTATE."""

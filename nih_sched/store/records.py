@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, cast, exists, func, literal_column, null, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Float,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now, quick
+from nih_sched.dialects.base import HARD
 from nih_sched.model import Claim, StartedRow, State, decode_key
 from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.leases import Hold
@@ -49,10 +64,21 @@ class Records:
     @property
     def may_start(self) -> ColumnElement[bool]:
         """Of a record: its attempt hasn't begun, and needn't wait; its source isn't paused."""
+        return self._waits_for_none & unpaused(self._desk.ledger, self._desk.source.name)
+
+    @property
+    def _waits_for_none(self) -> ColumnElement[bool]:
         c = self._attempts.c
-        waits_for_none = or_(c.due_at.is_(None), c.due_at <= Now())
-        unpaused_ = unpaused(self._desk.ledger, self._desk.source.name)
-        return c.open_key.is_not(None) & c.started_at.is_(None) & waits_for_none & unpaused_
+        return c.open_key.is_not(None) & c.started_at.is_(None) & or_(c.due_at.is_(None), c.due_at <= Now())
+
+    @property
+    def _may_start_as_known(self) -> ColumnElement[bool]:
+        """The same, and this desk's facts are what is written down: in one look."""
+        if not self._desk.facts:
+            return self.may_start
+        c = self._desk.ledger.sources.c
+        facts = select(c.facts).where(c.name == self._desk.source.name, c.paused_at.is_(None)).scalar_subquery()
+        return self._waits_for_none & (facts == bindparam("its_facts"))
 
     def find(self, connection: Connection, claim_ids: Sequence[int]) -> Found:
         """Those of these claims that may start, or that this run has started.
@@ -83,37 +109,83 @@ class Records:
         return self._by_key(heads)
 
     def begin_with_rows(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
-        """Begin those of these claims against which nothing stands, and their rows, in one statement of its own.
+        """Begin those of these claims against which nothing stands, and their rows, in a transaction of its own.
 
         What isn't as it was claimed, what is locked, and all under a lost lease, is left alone. Where swift.fits().
         """
+        if self._desk.dialect.writes_in_ctes:
+            found = self._begin_in_one(claim_ids, columns)
+        else:
+            found = self._desk.transact(lambda c: self._begin_joined(c, claim_ids, columns), patience=PATIENCE)
+        claims, *_ = self._by_key([(*row[:HEAD], None) for row in found])
+        now = {name: self._desk.rows.words[State.STARTED] for name in columns if name == self._desk.rows.status.name}
+        values = [dict(zip(columns, row[HEAD:], strict=True)) | now for row in found]
+        return [StartedRow(*pair) for pair in zip(claims.values(), values, strict=True)]
+
+    def _begin_in_one(self, claim_ids: Sequence[int], columns: Sequence[str]) -> Sequence[Any]:
         held = self._hold is not None
         statement = self._desk.once(f"begin with {columns}, {held}", lambda: self._make_begin_with(columns))
         given = self._given(claim_ids, known=True) | (_horse_of(self._hold) if self._hold else {})
-        found = self._desk.insist(
-            lambda: self._desk.read(lambda c: quick.run(c, statement, given).rows), patience=PATIENCE
-        )
-        claims, *_ = self._by_key([(*row[:HEAD], None) for row in found])
-        values = [dict(zip(columns, row[HEAD:], strict=True)) for row in found]
-        return [StartedRow(*pair) for pair in zip(claims.values(), values, strict=True)]
+
+        def begin() -> Sequence[Any]:
+            try:
+                return self._desk.read(lambda c: quick.run(c, statement, given).rows)
+            except DBAPIError as error:
+                if not self._desk.dialect.gave_up(error):
+                    raise
+                return ()  # a trigger of the owner's waits, say: then the lease is renewed last of all
+
+        return self._desk.insist(begin, patience=PATIENCE)
+
+    def _begin_joined(self, connection: Connection, claim_ids: Sequence[int], columns: Sequence[str]) -> Sequence[Any]:
+        desk = self._desk
+        fit = desk.once(f"fit with {columns}", lambda: self._make_fit(columns))
+        found = quick.run(connection, fit, self._given(claim_ids, known=True)).rows
+        if found:
+            these = {"its_ids": [row[0] for row in found], **desk.given_keys([decode_key(row[1]) for row in found])}
+            quick.run(connection, desk.once("begin joined", self._make_joined), {**self._ours, **these})
+            self.renew_lease(connection)
+        return found
+
+    def _make_fit(self, columns: Sequence[str]) -> Any:
+        rows = self._desk.rows
+        *head, _ = self._head()
+        queued = self._desk.dialect.is_word(rows.status, rows.words[State.QUEUED])
+        facts = [*head, literal_column("1"), *rows.labelled(columns)]
+        fit = select(*facts).select_from(self._attempts.join(rows.table, self._is_its_row))
+        fit = fit.where(self._these(), self._may_start_as_known, queued)
+        # Whatever it believes of a small table: what it reads, it locks.
+        fit = fit.prefix_with("STRAIGHT_JOIN").with_hint(rows.table, "FORCE INDEX (PRIMARY)")
+        return self._desk.dialect.lock(fit, rows.table, skip_locked=True)
+
+    @property
+    def _is_its_row(self) -> ColumnElement[bool]:
+        (key,) = self._desk.rows.keys
+        c = self._attempts.c
+        return key == cast(func.substr(c.row_key, 2, func.char_length(c.row_key) - 2), BigInteger())
+
+    def _make_joined(self) -> Any:
+        rows = self._desk.rows
+        mark = self._make_mark(self._these(), self._desk.given_rows, self._is_its_row)
+        return mark.values({rows.status: rows.words[State.STARTED]})
 
     def _make_begin_with(self, columns: Sequence[str]) -> Any:
         rows, c, leases = self._desk.rows, self._attempts.c, self._desk.ledger.leases
         (key,) = rows.keys
         in_record = cast(func.btrim(c.row_key, literal_column("'[]'")), key.type)
-        *_, current = self._head()
         where = self._attempts.join(rows.table, key == in_record)
         of = [self._attempts, rows.table]
         if self._hold is not None:
             where = where.join(leases, (leases.c.id == bindparam("its_lease")) & leases.c.died.is_(None))
             of.append(leases)
         queued = self._desk.dialect.is_word(rows.status, rows.words[State.QUEUED])
-        fit = select(c.id.label("claim"), key.label("its_key")).select_from(where)
-        fit = fit.where(self._these(), self.may_start, queued)
-        if self._desk.facts:
-            fit = fit.where(current.element)
+        # The lease is among what is locked: its keeper mustn't wait while we do.
+        hardly = func.set_config("lock_timeout", HARD, literal_column("true"))
+        fit = select(c.id.label("claim"), key.label("its_key"), hardly.label("hardly")).select_from(where)
+        fit = fit.where(self._these(), self._may_start_as_known, queued)
         these = fit.with_for_update(of=of, skip_locked=True, key_share=True).cte("fit")
-        begun = self._make_mark(c.id == these.c.claim).returning(*self._head()).cte("begun")
+        *head, _ = self._head()
+        begun = self._make_mark(c.id == these.c.claim).returning(*head).cte("begun")
         wanted = rows.labelled(columns)
         started = (
             update(rows.table)
@@ -123,7 +195,8 @@ class Records:
             .cte("started")
         )
         both = begun.join(started, started.c.nih_sched_claim == begun.c.id)
-        statement = select(*begun.c, *(started.c[one.name] for one in wanted)).select_from(both)
+        facts = [*begun.c, literal_column("1"), *(started.c[one.name] for one in wanted)]
+        statement = select(*facts).select_from(both)
         if self._hold is None:
             return statement
         return statement.add_cte(self._make_renew().where(exists(select(these.c.claim))).cte("renewed"))

@@ -54,15 +54,16 @@ def test_each_outcome_is_kept_for_its_time_and_open_claims_for_ever(
     finish(desk, waiting, Outcome.FAILED, run="w")  # 4 is its first attempt
     for outcome in (Outcome.FAILED, Outcome.FAILED, Outcome.DONE, Outcome.DONE, Outcome.DONE):
         run_once(desk, outcome, final=True)  # 5 to 9
-    aged(desk, 41, 1, 2, 3)
-    aged(desk, 40, 5)
-    aged(desk, 2, 6, 7)
-    aged(desk, 0.5, 8)
+    its = dict(enumerate(left(place), 1))  # MariaDB leaves out some numbers
+    aged(desk, 41, its[1], its[2], its[3])
+    aged(desk, 40, its[5])
+    aged(desk, 2, its[6], its[7])
+    aged(desk, 0.5, its[8])
     rows = place.states()
     assert prune(desk, DAY, 30 * DAY) == 2
-    assert left(place) == [1, 2, 3, 4, 6, 8, 9]
+    assert left(place) == [its[n] for n in (1, 2, 3, 4, 6, 8, 9)]
     assert prune(desk, 0.0, 30 * DAY) == 1  # what has just ended is kept for a minute
-    assert left(place) == [1, 2, 3, 4, 6, 9]
+    assert left(place) == [its[n] for n in (1, 2, 3, 4, 6, 9)]
     assert place.states() == rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from conformance.places import Place, claim, finish, only, rq_ids, start, take
 from nih_sched.dialects import quick
 from nih_sched.errors import KeysDontMatch
-from nih_sched.model import open_key_of
+from nih_sched.model import Outcome, open_key_of
 from nih_sched.store import Claims, Desk
 from nih_sched.store.records import LeaseLost
 
@@ -102,15 +104,24 @@ def test_a_connection_that_is_cut_in_a_statement_is_not_used_again(things: Conne
     assert things.invalidated
 
 
-@only("postgresql")
-def test_a_row_that_comes_alone_is_claimed_and_begun_by_a_statement_each(place: Place) -> None:
+CLAIM = {"postgresql": ["WITH found"], "mariadb": ["INSERT INT", "UPDATE job"]}
+START = {"postgresql": ["WITH fit A"], "mariadb": ["SELECT STR", "UPDATE nih"]}
+
+
+def heads(said: list[str]) -> list[str]:
+    """How each statement begins."""
+    return [sql[:10].replace("\n", " ") for sql in said]
+
+
+@only("postgresql", "mariadb")
+def test_a_row_that_comes_alone_is_claimed_and_begun_by_few_statements(place: Place) -> None:
     place.run("CREATE TABLE jobs (id bigint PRIMARY KEY, state varchar(20), name text)")
     desk = place.desk()
     for key in (1, -7, 2**62):
         place.run("INSERT INTO jobs VALUES (:k, 'Pending', 'a name')", k=key)
         with statements(desk) as said:
             (one,) = claim(desk, 10, few=2)
-        assert [sql[:10] for sql in said] == ["WITH found"]
+        assert heads(said) == CLAIM[place.name]
         assert place.attempts("row_key", "open_key", "rq_id", "claimed_by", "tries")[-1] == (
             f"[{key}]",
             open_key_of(desk.rows.name, f"[{key}]"),
@@ -121,12 +132,46 @@ def test_a_row_that_comes_alone_is_claimed_and_begun_by_a_statement_each(place: 
         assert place.states()[key] == "Queued"
         with statements(desk) as said:
             (row,) = start(desk, one, columns=["name", "state", "id"])
-        assert [sql[:8] for sql in said] == ["WITH fit"]
+        assert heads(said) == START[place.name]
         assert row.values == {"name": "a name", "state": "Started", "id": key}
         finish(desk, row.claim)
     with statements(desk) as said:
         assert claim(desk, 10, few=2) == []
     assert len(said) == 1
+
+
+@only("mariadb")
+def test_what_others_lock_in_a_small_table_keeps_no_other_row_from_beginning(place: Place) -> None:
+    place.jobs(*["Pending"] * 3)
+    desk = place.desk()
+    claims = claim(desk, 3)
+    with place.engine.begin() as owner:
+        owner.execute(text("UPDATE jobs SET name = 'held' WHERE id IN (1, 3)"))
+        with statements(desk) as said:
+            assert [row.claim.key for row in start(desk, claims[1])] == [(2,)]
+        assert heads(said) == START["mariadb"]
+    with desk.engine.begin() as ours:  # another worker's, in the middle of its start
+        ours.execute(text("SELECT * FROM jobs JOIN nih_sched_attempts ON row_key = '[1]' WHERE jobs.id = 1 FOR UPDATE"))
+        other = place.desk()
+        with statements(other) as said:
+            assert [row.claim.key for row in start(other, claims[2])] == [(3,)]
+        assert heads(said) == START["mariadb"]
+
+
+@only("mariadb")
+def test_a_claim_that_needs_more_care_gets_it(place: Place) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    (one,) = claim(desk, 1)
+    place.set(1, "Pending")  # its owner has set it back: the claim is void
+    (again,) = claim(desk, 1)
+    assert (again.key, again.id != one.id) == ((1,), True)
+    start(desk, again)
+    finish(desk, again, Outcome.INTERRUPTED)
+    (third,) = claim(desk, 1)
+    assert third.interruptions == 0
+    (row,) = start(desk, third)
+    assert row.claim.interruptions == 1  # it was kept in mind
 
 
 @only("postgresql")
@@ -173,6 +218,35 @@ def test_a_lease_that_is_renewed_by_the_start_and_one_that_is_lost(place: Place)
     with pytest.raises(LeaseLost):
         start(desk, two, lease="lost")
     assert place.states() == {1: "Started", 2: "Queued"}
+
+
+@only("postgresql", "mariadb")
+def test_a_start_that_waits_in_the_owners_trigger_keeps_no_keeper_waiting(place: Place) -> None:
+    place.jobs("Pending")
+    place.run("CREATE TABLE totals (id integer PRIMARY KEY, n integer)")
+    place.run("INSERT INTO totals VALUES (1, 0)")
+    count = "UPDATE totals SET n = n + 1 WHERE id = 1"
+    if place.name == "postgresql":
+        place.run(f"CREATE FUNCTION tally() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {count}; RETURN NEW; END'")
+        place.run("CREATE TRIGGER count BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION tally()")
+    else:
+        place.run(f"CREATE TRIGGER count BEFORE UPDATE ON jobs FOR EACH ROW {count}")
+    desk = place.desk()
+    leases = take(desk, "kept")
+    (one,) = claim(desk)
+    begun: list[Any] = []
+    with place.engine.begin() as owner:
+        owner.execute(text(count))
+        starting = threading.Thread(target=lambda: begun.extend(start(desk, one, lease="kept")))
+        starting.start()
+        time.sleep(0.5)
+        renewing = threading.Thread(target=lambda: leases.renew(["kept"], 60.0), daemon=True)
+        renewing.start()
+        renewing.join(5)
+        assert not begun
+        assert not renewing.is_alive()
+    starting.join(20)
+    assert [row.claim.key for row in begun] == [(1,)]
 
 
 @only("postgresql")
