@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Integer, LargeBinary, String, cast, func, literal, not_, select, true, update
+from sqlalchemy import Connection, Integer, LargeBinary, String, cast, exists, func, literal, not_, select, true, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.expression import bindparam, literal_column
 
 from nih_sched.dialects import Now, quick
-from nih_sched.dialects.base import Opened, is_any_kept
+from nih_sched.dialects.base import HARD, Opened, is_any_kept
 from nih_sched.errors import KeysDontMatch
-from nih_sched.model import OPEN_KEY_LENGTH, Claim, State
+from nih_sched.model import OPEN_KEY_LENGTH, Claim, StartedRow, State
 from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.pauses import unpaused
+from nih_sched.store.records import Records
 
 
 class Taken(NamedTuple):
@@ -115,3 +117,54 @@ def _make_claim(desk: Desk) -> Any:
     soon = func.set_config(literal_column("'synchronous_commit'"), literal_column("'off'"), true())
     every = facts.outerjoin(opened, true()).outerjoin(numbered, numbered.c.row_key == opened.c.row_key)
     return select(soon, *facts.c, opened.c.id, numbered.c.its_key, opened.c.rq_id).select_from(every)
+
+
+def begin(desk: Desk, records: Records, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
+    """Begin those of these claims against which nothing stands, and their rows.
+
+    What isn't as it was claimed, what is locked, and all under a lost lease, is left alone.
+    """
+    held = records.hold is not None
+    statement = desk.once(f"begin with {columns}, {held}", lambda: _make_begin(desk, records, columns))
+    given = records.given(claim_ids, known=True, leased=True)
+
+    def begin() -> Sequence[Any]:
+        try:
+            return desk.read(lambda c: quick.run(c, statement, given).rows)
+        except DBAPIError as error:
+            if not desk.dialect.gave_up(error):
+                raise
+            return ()  # a trigger of the owner's waits, say: then the lease is renewed last of all
+
+    return records.begun(desk.insist(begin, patience=PATIENCE), columns)
+
+
+def _make_begin(desk: Desk, records: Records, columns: Sequence[str]) -> Any:
+    rows, attempts, leases = desk.rows, desk.ledger.attempts, desk.ledger.leases
+    (key,) = rows.keys
+    c = attempts.c
+    where = attempts.join(rows.table, key == cast(func.btrim(c.row_key, literal_column("'[]'")), key.type))
+    of = [attempts, rows.table]
+    if records.hold is not None:
+        where = where.join(leases, (leases.c.id == bindparam("its_lease")) & leases.c.died.is_(None))
+        of.append(leases)
+    queued = desk.dialect.is_word(rows.status, rows.words[State.QUEUED])
+    # The lease is among what is locked: its keeper mustn't wait while we do.
+    hardly = func.set_config("lock_timeout", HARD, literal_column("true"))
+    fit = select(c.id.label("claim"), key.label("its_key"), hardly.label("hardly")).select_from(where)
+    fit = fit.where(records.these, records.may_start_as_known, queued)
+    these = fit.with_for_update(of=of, skip_locked=True, key_share=True).cte("fit")
+    begun = records.make_mark(c.id == these.c.claim).returning(*records.head).cte("begun")
+    wanted = rows.labelled(columns)
+    started = (
+        update(rows.table)
+        .where(key == these.c.its_key)
+        .values({rows.status: rows.words[State.STARTED]})
+        .returning(these.c.claim.label("nih_sched_claim"), *wanted)
+        .cte("started")
+    )
+    both = begun.join(started, started.c.nih_sched_claim == begun.c.id)
+    statement = select(*begun.c, *(started.c[one.name] for one in wanted)).select_from(both)
+    if records.hold is None:
+        return statement
+    return statement.add_cte(records.make_renew().where(exists(select(these.c.claim))).cte("renewed"))

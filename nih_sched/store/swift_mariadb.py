@@ -1,4 +1,4 @@
-"""On MariaDB: rows that come by ones and twos are claimed, and begin, in three round trips, as store.swift does in one.
+"""On MariaDB: rows that come by ones and twos are claimed in three round trips, and begin in four; see store.swift.
 
 MySQL can't tell what an INSERT has inserted.
 """
@@ -8,13 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, bindparam, func, insert, literal, not_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    LargeBinary,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal,
+    not_,
+    select,
+    update,
+)
+from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import Now, quick
 from nih_sched.dialects.base import is_any_kept
-from nih_sched.model import OPEN_KEY_LENGTH, Claim, State, decode_key
+from nih_sched.model import OPEN_KEY_LENGTH, Claim, StartedRow, State, decode_key
 from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.pauses import unpaused
+from nih_sched.store.records import Records
 from nih_sched.store.swift import Taken
 
 
@@ -71,3 +85,45 @@ def _make_taking(desk: Desk) -> Any:
     rows = desk.rows
     unkept = not_(is_any_kept(desk.ledger.attempts))
     return update(rows.table).where(desk.given_rows, unkept).values({rows.status: rows.words[State.QUEUED]})
+
+
+def begin(desk: Desk, records: Records, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
+    """Begin those of these claims against which nothing stands, and their rows.
+
+    Raises:
+        LeaseLost: nothing began.
+    """
+    fitting = desk.once(f"fitting with {columns}", lambda: _make_fitting(desk, records, columns))
+    marking = desk.once("mark joined", lambda: _make_marking(desk, records))
+
+    def begin(connection: Connection) -> Sequence[Any]:
+        found = quick.run(connection, fitting, records.given(claim_ids, known=True)).rows
+        if found:
+            keys = desk.given_keys([decode_key(row[1]) for row in found])
+            quick.run(connection, marking, records.given([row[0] for row in found]) | keys)
+            records.renew_lease(connection)
+        return found
+
+    return records.begun(desk.transact(begin, patience=PATIENCE), columns)
+
+
+def _make_fitting(desk: Desk, records: Records, columns: Sequence[str]) -> Any:
+    rows = desk.rows
+    queued = desk.dialect.is_word(rows.status, rows.words[State.QUEUED])
+    fit = select(*records.head, *rows.labelled(columns))
+    fit = fit.select_from(desk.ledger.attempts.join(rows.table, _is_its_row(desk)))
+    fit = fit.where(records.these, records.may_start_as_known, queued)
+    # Whatever it believes of a small table: what it reads, it locks.
+    fit = fit.prefix_with("STRAIGHT_JOIN").with_hint(rows.table, "FORCE INDEX (PRIMARY)")
+    return desk.dialect.lock(fit, rows.table, skip_locked=True)
+
+
+def _make_marking(desk: Desk, records: Records) -> Any:
+    mark = records.make_mark(records.these, desk.given_rows, _is_its_row(desk))
+    return mark.values({desk.rows.status: desk.rows.words[State.STARTED]})
+
+
+def _is_its_row(desk: Desk) -> ColumnElement[bool]:
+    (key,) = desk.rows.keys
+    row_key = desk.ledger.attempts.c.row_key
+    return key == cast(func.substr(row_key, 2, func.char_length(row_key) - 2), BigInteger())
