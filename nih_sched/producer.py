@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
 import socket
-from dataclasses import dataclass
 from typing import Protocol
 
 from redis import Redis
@@ -19,36 +17,20 @@ from nih_sched.dialects import address
 from nih_sched.dialects.base import reason
 from nih_sched.errors import ClaimRefused, DatabaseRefused, NihError
 from nih_sched.model import Claim, State
+from nih_sched.pace import Pace, Tick
 from nih_sched.settings import Settings
-from nih_sched.store import Claims, Desk, Due, Looks, Retries, Seen
+from nih_sched.store import Claims, Desk, Due, Looks, Retries
 from nih_sched.store.desk import register
 from nih_sched.store.marks import note_redis
 from nih_sched.store.pauses import Pauses
 from nih_sched.wake import Sign, Wake
 
 COUNT_EVERY = 1.0  # seconds between counts of workers
-FULL_WAIT = 0.05  # seconds between ticks while the queue is full
-BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
-QUIET = 0.012  # seconds after a tick for which signs wait, so that many rows that come one by one make one tick
-GLANCE = 0.01  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
 PUT_OFF = 10  # ticks in a row that only claim, while new rows keep coming in ones and twos
-OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 UNCARRIED_AFTER = 2.5  # seconds overdue after which a retry is sent anew though RQ still seems to be at it
 DUE_AT_ONCE = 500
-TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
-LATELY = 5.0  # seconds after the last claim's end in which another row is likely
-LEDGER_WAIT = 5.0  # seconds between looks for what other producers and workers have on its way
 PAUSE_EVERY = 1.0  # seconds between looks whether the source is paused
 OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What one tick did."""
-
-    claimed: int
-    sent: int
-    room: int
 
 
 class Rescuer(Protocol):
@@ -77,15 +59,11 @@ class Producer:
         self._away: set[str] = set()  # which of database and Redis we have said to be lost
         self._began, self._first = self.looks.now(), self.looks.first_to_end()
         self._hears_redis = False
-        self._counts_down = settings.burst or settings.max_rows is not None
-        self._has_room = False  # whether the last tick left any
-        self._moving = True  # whether claims are queued or run, as far as we know
-        self._next_tick = self._next_table = self._brisk_until = 0.0
+        # What --where asks may come true without a change of any row.
+        self._pace = Pace(settings, self.looks, by_time=bool(desk.rows.conditions))
         self._workers, self._next_count = 0, 0.0
         self._put_off = 0  # for so many ticks in a row new rows have been all that we looked after
         self._paused, self._next_pause = False, 0.0
-        # For how many seconds a sign may wait, so that many make one look, and until when that is.
-        self._quiet = self._quiet_until = 0.0
         register(desk)
         note_redis(desk, away=False)  # one that ended while it was may have left the mark
 
@@ -99,7 +77,7 @@ class Producer:
             return Tick(0, 0, 1)
         workers = max(self._settings.max_concurrent_jobs, self._workers)
         # While nothing moves and Redis is heard, nothing waits there: a new row is spared the question.
-        asks = self._moving or self._away or not self._hears_redis
+        asks = self._pace.moving or self._away or not self._hears_redis
         size, waiting = self._batches.size_for(workers), broker.waiting(self._queue) if asks else 0
         room = (workers * self._batches.ahead - waiting) * size
         if self._left is not None:
@@ -125,23 +103,9 @@ class Producer:
             tick: what the last one did.
             poll: seconds between looks at an idle table.
         """
-        self._be_quiet(QUIET)
-        self._has_room = tick.claimed < tick.room
-        if tick.claimed >= tick.room:  # or there is no room: what else is to do will be seen when there is
-            self._moving = True
-            return BUSY_WAIT if tick.claimed else FULL_WAIT
-        if tick.claimed:
-            self._moving, self._next_table = True, clock.monotonic() + poll
-            return min(poll, OPEN_WAIT)
-        seen = self.looks.around(rows=True)
-        if seen.ready:  # and yet not claimed: its owner has it locked, say, and nobody will tell when it is free
-            poll = self._settings.poll_interval
-        self._next_table = clock.monotonic() + poll
         # The last row may have ended since is_over() asked: no sign of that will come, and any other puts a tick off.
         may_be_over = self._settings.burst or (self._left is not None and self._left <= 0)
-        waits = self._counts_down and seen.due is not None
-        self._moving = bool(tick.sent) or seen.moving or may_be_over or waits
-        return min(poll, OPEN_WAIT if self._moving else LEDGER_WAIT, _until(seen))
+        return self._pace.after(tick, poll, may_be_over=may_be_over)
 
     def is_over(self, tick: Tick) -> bool:
         """Whether --burst or --max-rows has reached its end."""
@@ -187,19 +151,20 @@ class Producer:
             wake: ends our waits when it is time to stop, or when there may be a new row.
             rescuer: called before each tick, and at each look.
         """
-        sign = Sign.RING
+        sign, pace = Sign.RING, self._pace
         while not wake.stopped:
             try:
-                poll = self._poll(wake.live)
-                if self._is_worth_a_tick(sign, poll):
+                poll = pace.poll(told=wake.live)
+                if pace.is_worth_a_tick(sign, poll, paused=self._paused):
+                    if pace.other_pause:
+                        self._next_pause = 0.0
                     self._hears_redis = wake.hears_redis
                     tick = self.tick()
                     if self.is_over(tick):
                         return self.ended()
-                    pause = self.pause_after(tick, poll)
-                    self._next_tick = clock.monotonic() + pause
+                    pace.ticked(self.pause_after(tick, poll))
                 # After that: a row that has just come goes first.
-                if self._moving:
+                if pace.moving:
                     rescuer.tick()
                 elif sign is not Sign.RING:
                     rescuer.rest()
@@ -223,47 +188,8 @@ class Producer:
             if "redis" in self._away:
                 self._note_redis(away=False)
             self._away.clear()
-            now = clock.monotonic()
-            if self._moving:
-                self._brisk_until = now + LATELY
-            brisk = now < self._brisk_until
-            # Where nothing tells of new rows and some have come lately, another one is looked for in between.
-            glances = brisk and self._has_room and not wake.hears_database
-            pause = min(self._next_tick - now, GLANCE) if glances else self._next_tick - now
-            sign = wake.wait(pause, self._quiet_until - now, brisk=brisk)
+            sign = pace.wait(wake)
         return None
-
-    def _be_quiet(self, seconds: float) -> None:
-        self._quiet, self._quiet_until = seconds, clock.monotonic() + seconds
-
-    def _poll(self, told: bool) -> float:
-        """Seconds between looks at an idle table. What --where asks may come true without a change of any row."""
-        poll = self._settings.poll_interval
-        return max(poll, TOLD_WAIT) if told and not self._desk.rows.conditions else poll
-
-    def _is_worth_a_tick(self, sign: Sign, poll: float) -> bool:
-        """Whether there is something to claim or to send: asked in one statement, where nobody has said so."""
-        now = clock.monotonic()
-        due = now >= self._next_tick
-        if sign is Sign.RING or (due and (self._moving or self._counts_down)):
-            return True
-        if not due and sign is not Sign.CHANGE:
-            return self.looks.ready_up_to(1) > 0
-        rows = sign is Sign.CHANGE or now >= self._next_table - 0.001
-        seen = self.looks.around(rows=rows)
-        if seen.paused != self._paused:  # nobody's claims may show it: it is said, and what was claimed goes back
-            self._next_pause = 0.0
-            return True
-        if seen.ready or (seen.moving and not self._moving) or seen.due == 0.0:
-            return True
-        # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.
-        longest = BUSY_WAIT if now < self._brisk_until else OPEN_WAIT
-        self._be_quiet(min(2 * max(self._quiet, BUSY_WAIT), longest) if sign is Sign.CHANGE else 0.0)
-        if rows:
-            self._next_table = now + poll
-        if not self._moving:
-            self._next_tick = now + min(self._next_table - now, LEDGER_WAIT, _until(seen))
-        return False
 
     def _count_workers(self) -> None:
         if clock.monotonic() >= self._next_count:
@@ -343,10 +269,3 @@ class Producer:
         return ClaimRefused(
             column=rows.status.name, table=rows.name, word=rows.words[State.QUEUED], reason=reason(error)
         )
-
-
-def _until(seen: Seen) -> float:
-    """Seconds until the next retry is due; one that is overdue, because RQ still has it, is looked at anew."""
-    if seen.due is None:
-        return math.inf
-    return seen.due or BUSY_WAIT

@@ -16,7 +16,8 @@ from nih_sched import clock, reconciler
 from nih_sched.dialects import listen
 from nih_sched.dialects.watch import Watch
 from nih_sched.model import Outcome
-from nih_sched.producer import BUSY_WAIT, GLANCE, Producer
+from nih_sched.pace import BUSY_WAIT, GLANCE
+from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings
 from nih_sched.store import Attempts, Desk, Looks, Seen
@@ -141,7 +142,7 @@ def test_an_idle_look_is_one_statement(place: Place) -> None:
 def test_it_is_quiet_for_a_while_after_a_tick_and_not_after_each_glance(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nih_sched.producer.OPEN_WAIT", 30.0)
+    monkeypatch.setattr("nih_sched.pace.OPEN_WAIT", 30.0)
     place.jobs("Pending")
     wake = idle_turns(place, Watch(), poll_interval=30.0)
     assert max(wake.pauses) <= GLANCE
@@ -156,7 +157,7 @@ def test_a_table_is_looked_at_less_often_while_something_tells(place: Place) -> 
 
 
 def test_between_polls_the_ledger_alone_is_looked_at(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nih_sched.producer.LEDGER_WAIT", 0.05)
+    monkeypatch.setattr("nih_sched.pace.LEDGER_WAIT", 0.05)
     place.jobs()
     wake = idle_turns(place, Watch(), poll_interval=30.0)
     assert [len(asked) for asked in wake.asked[1:]] == [1] * 5

@@ -14,7 +14,7 @@ from conftest import Work, make_work
 from servers import Database, Spawned, eventually, scheduler, spawn_scheduler
 
 import nih_sched
-from nih_sched.producer import LATELY
+from nih_sched.pace import LATELY
 from nih_sched.settings import Settings
 from nih_sched.wake import channel
 
