@@ -232,12 +232,13 @@ def test_connections_cut_again_and_again(
         work.engine.dispose()
 
 
+@pytest.mark.parametrize(("way", "last"), [("read", "do_commit"), ("write_at_once", "reset_isolation_level")])
 def test_a_connection_cut_just_before_it_goes_back_takes_no_place_in_the_pool(
-    mariadb_server: servers.MariaDB, monkeypatch: pytest.MonkeyPatch
+    mariadb_server: servers.MariaDB, monkeypatch: pytest.MonkeyPatch, way: str, last: str
 ) -> None:
     with mariadb_server.fresh() as database:
         engine = connect(database.url)
-        plain = engine.dialect.reset_isolation_level
+        plain = getattr(engine.dialect, last)
         cuts = []
 
         def cut_first(connection: Any) -> None:
@@ -245,10 +246,10 @@ def test_a_connection_cut_just_before_it_goes_back_takes_no_place_in_the_pool(
             cuts.append(connection)
             plain(connection)
 
-        monkeypatch.setattr(engine.dialect, "reset_isolation_level", cut_first)
+        monkeypatch.setattr(engine.dialect, last, cut_first)
         for _ in range(4):  # one more than there are places
             with pytest.raises(sqlalchemy.exc.OperationalError):
-                dialect_of(engine).read(engine, lambda c: c.exec_driver_sql("SELECT 1").scalar())
+                getattr(dialect_of(engine), way)(engine, lambda c: c.exec_driver_sql("SELECT 1").scalar())
         monkeypatch.undo()
         assert len(cuts) == 8  # each of them was tried twice
         assert dialect_of(engine).read(engine, lambda c: c.exec_driver_sql("SELECT 1").scalar()) == 1
