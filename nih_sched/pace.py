@@ -14,6 +14,7 @@ FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 QUIET = 0.012  # seconds after a tick for which signs wait, so that many rows that come one by one make one tick
 GLANCE = 0.01  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
+SHARE = 0.02  # or, if that is longer, this share of the time since one was there
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
 LATELY = 5.0  # seconds after the last claim's end in which another row is likely
@@ -120,8 +121,9 @@ class Pace:
             self._brisk_until = now + LATELY
         brisk = now < self._brisk_until
         # Where nothing tells of new rows and some have come lately, another one is looked for in between.
-        glances = brisk and self._has_room and not wake.hears_database
-        pause = min(self._next_tick - now, GLANCE) if glances else self._next_tick - now
+        pause = self._next_tick - now
+        if brisk and self._has_room and not wake.hears_database:
+            pause = min(pause, max(GLANCE, SHARE * (now + LATELY - self._brisk_until)))
         return wake.wait(pause, self._quiet_until - now, brisk=brisk)
 
     def _be_quiet(self, seconds: float) -> None:
