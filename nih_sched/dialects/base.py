@@ -96,7 +96,7 @@ class Dialect:
 
     @contextlib.contextmanager
     def reading(self, engine: Engine) -> Iterator[Connection]:
-        """A connection for reading without a transaction.
+        """A connection for reading, without a transaction where none costs no more.
 
         Raises:
             DBAPIError: also where SQLAlchemy lets the driver's own error through, as it does when a connection is lost
@@ -119,7 +119,7 @@ class Dialect:
         return with_option(engine, "isolation_level", "AUTOCOMMIT")
 
     def read(self, engine: Engine, work: Callable[[Connection], T]) -> T:
-        """Run `work` on a connection without a transaction; once more on a new one if that one had died meanwhile."""
+        """Run `work` on a connection of reading(); once more on a new one if that one had died meanwhile."""
         return on_living(lambda: self.reading(engine), work)
 
     def write_at_once(self, engine: Engine, work: Callable[[Connection], T]) -> T:

@@ -14,7 +14,7 @@ from nih_sched import telemetry
 from nih_sched.dialects import After, Now, quick
 from nih_sched.dialects.base import reason
 from nih_sched.model import Claim, Ended, Fate, Key, Outcome, StartedRow, State, Word, encode_key, show_key
-from nih_sched.store import swift, swift_mariadb
+from nih_sched.store import swift
 from nih_sched.store.desk import FOREVER, Desk
 from nih_sched.store.finishes import Finishes
 from nih_sched.store.leases import Hold
@@ -70,8 +70,7 @@ class Attempts:
 
     def _start_swiftly(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
         try:
-            begin = swift.begin if self._desk.dialect.writes_in_ctes else swift_mariadb.begin
-            return begin(self._desk, self._records, claim_ids, columns)
+            return swift.begin(self._desk, self._records, claim_ids, columns)
         except Exception as error:  # whatever the user's table may refuse, a value that can't be read
             if isinstance(error, DBAPIError) and self._desk.dialect.is_transient(error):
                 raise

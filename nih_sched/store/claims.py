@@ -13,7 +13,7 @@ from nih_sched.dialects import After, Now, quick
 from nih_sched.dialects.base import Opened
 from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
-from nih_sched.store import swift, swift_mariadb
+from nih_sched.store import swift
 from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
 from nih_sched.store.unreadable import Unreadable
@@ -84,8 +84,7 @@ class Claims:
 
     def _claim_swiftly(self, count: int, rq_ids: Callable[[int], Sequence[str]]) -> swift.Taken:
         try:
-            claim = swift.claim if self._desk.dialect.writes_in_ctes else swift_mariadb.claim
-            return claim(self._desk, count, rq_ids, self._producer, self._tries)
+            return swift.claim(self._desk, count, rq_ids, self._producer, self._tries)
         except DBAPIError as error:
             if self._desk.dialect.is_transient(error):
                 raise

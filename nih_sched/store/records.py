@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Float,
-    bindparam,
-    func,
-    null,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Float, bindparam, func, null, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now, quick
@@ -91,15 +82,14 @@ class Records:
         Raises:
             StaleDesk: at the run's first start. LeaseLost. What was written is to be rolled back.
         """
-        given, hold = self.given(claim_ids, known=True), self.hold
-        if hold is None or not self._desk.dialect.writes_in_ctes:
+        if self.hold is None or not self._desk.dialect.writes_in_ctes:
             statement = self._desk.once(
                 "begin", lambda: self._make_begun().returning(*self._head_and_current(), null())
             )
             self.renew_lease(connection)
-            return self._by_key(quick.run(connection, statement, given).rows)
+            return self._by_key(quick.run(connection, statement, self.given(claim_ids, known=True)).rows)
         statement = self._desk.once("begin and renew", self._make_begin)
-        heads = quick.run(connection, statement, given | _horse_of(hold)).rows
+        heads = quick.run(connection, statement, self.given(claim_ids, known=True, leased=True)).rows
         if heads and not heads[0][-1]:
             raise LeaseLost
         return self._by_key(heads)

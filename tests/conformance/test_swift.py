@@ -254,7 +254,7 @@ def test_a_start_is_tried_no_longer_than_any_other_transaction(place: Place, mon
     place.jobs("Pending")
     desk = place.desk()
     one = claim(desk)[0]
-    monkeypatch.setattr("nih_sched.store.swift.PATIENCE", 0.2)
+    monkeypatch.setattr("nih_sched.store.swift.postgresql.PATIENCE", 0.2)
     tried: list[int] = []
 
     def cut(*_: Any) -> None:

@@ -56,6 +56,11 @@ def test_the_command_line_brings_nothing_for_shells_and_config_files_alone() -> 
     assert not brought & {"click.shell_completion", "tomllib"}
 
 
+def test_who_claims_and_begins_rows_brings_no_databases_dialect() -> None:
+    brought = _modules("import nih_sched.store.attempts, nih_sched.store.claims")
+    assert not {name for name in brought if name.startswith("sqlalchemy.dialects.")}
+
+
 @pytest.mark.parametrize("name", ["nih_sched", "nih_sched.reports", "nih_sched.store"])
 def test_names_that_are_imported_when_used_are_those_that_are_promised(name: str) -> None:
     package = importlib.import_module(name)

@@ -1,15 +1,11 @@
-"""On PostgreSQL: rows that come by ones and twos are claimed, and begin, by one statement that is its own transaction.
-
-Each takes what is as it nearly always is, and touches nothing else: that is left for the careful way.
-"""
+"""On PostgreSQL they are claimed, and begin, by one statement that is its own transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Connection, Integer, LargeBinary, String, cast, exists, func, literal, not_, select, true, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, LargeBinary, String, cast, exists, func, not_, select, true, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.expression import bindparam, literal_column
 
@@ -20,43 +16,18 @@ from nih_sched.model import OPEN_KEY_LENGTH, Claim, StartedRow, State
 from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.pauses import unpaused
 from nih_sched.store.records import Records
-
-
-class Taken(NamedTuple):
-    """What was claimed, and whether the careful way has more to do."""
-
-    claims: list[Claim]
-    more: bool
-
-
-def fits(desk: Desk) -> bool:
-    """Whether all can be said in SQL: a row's key is its table's primary key, and one whole number."""
-    (key, *others) = desk.rows.keys
-    plain = not others and key.primary_key and isinstance(key.type, Integer)
-    able = desk.dialect.writes_in_ctes or getattr(desk.engine.dialect, "is_mariadb", False)
-    # A write that changes nothing would still fire the user's triggers.
-    return able and plain and desk.rows.words[State.QUEUED] != desk.rows.words[State.STARTED]
+from nih_sched.store.swift.parts import Taken, given, new_record
 
 
 def claim(desk: Desk, count: int, rq_ids: Callable[[int], Sequence[str]], producer: str, tries: int) -> Taken:
-    """Claim up to so many ready rows, each to travel alone, as Claims does it.
-
-    Raises:
-        KeysDontMatch: the table lets no row of its be Queued, without a word.
-    """
+    """As of the package."""
     statement = desk.once("swift claim", lambda: _make_claim(desk))
 
     def take(connection: Connection) -> Sequence[Any]:
-        given = {
-            "its_table": f"{desk.rows.name}\0".encode(),
-            "its_rq_id": rq_ids(count),  # new ones each time: of a commit whose answer is lost nothing is known
-            "its_producer": producer,
-            "its_tries": tries,
-            "ready_limit": count,
-        }
-        return quick.run(connection, statement, given).rows
+        own = {"its_rq_id": rq_ids(count)}  # new ones each time: of a commit whose answer is lost nothing is known
+        return quick.run(connection, statement, given(desk, producer, tries) | own | {"ready_limit": count}).rows
 
-    found = desk.insist(lambda: desk.read(take), patience=PATIENCE)
+    found = desk.insist(lambda: desk.dialect.write_at_once(desk.engine, take), patience=PATIENCE)
     claims = [Claim(claim_id, (key,), rq_id, 1, 0, tries) for *_, claim_id, key, rq_id in found if claim_id is not None]
     _, kept, seen, taken, *_ = found[0]
     if taken != len(claims):
@@ -65,6 +36,8 @@ def claim(desk: Desk, count: int, rq_ids: Callable[[int], Sequence[str]], produc
 
 
 def _make_claim(desk: Desk) -> Any:
+    from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415 - all of a dialect, of no use to the others
+
     rows, attempts = desk.rows, desk.ledger.attempts
     (key,) = rows.keys
     kept = is_any_kept(attempts)
@@ -83,20 +56,12 @@ def _make_claim(desk: Desk) -> Any:
         number.label("number"),
         Now().label("instant"),  # one for both: each call of the clock says another
     ).cte("numbered")
-    given = desk.dialect.numbered("its_rq_id")
-    same = {
-        "source": literal(desk.source.name),
-        "attempt": literal(1),
-        "failures": literal(0),
-        "tries": bindparam("its_tries", type_=attempts.c.tries.type),
-        "claimed_by": bindparam("its_producer", type_=attempts.c.claimed_by.type),
-        "claimed_at": numbered.c.instant,
-        "sent_at": numbered.c.instant,
-    }
-    own = select(numbered.c.row_key, numbered.c.open_key, given.c.value, *same.values())
+    ids = desk.dialect.numbered("its_rq_id")
+    same = new_record(desk) | {"claimed_at": numbered.c.instant, "sent_at": numbered.c.instant}
+    own = select(numbered.c.row_key, numbered.c.open_key, ids.c.value, *same.values())
     opened = (
         insert(attempts)
-        .from_select([*Opened._fields, *same], own.join_from(numbered, given, given.c.number == numbered.c.number))
+        .from_select([*Opened._fields, *same], own.join_from(numbered, ids, ids.c.number == numbered.c.number))
         .on_conflict_do_nothing(index_elements=[attempts.c.open_key])
         .returning(attempts.c.id, attempts.c.row_key, attempts.c.rq_id)
         .cte("opened")
@@ -120,17 +85,14 @@ def _make_claim(desk: Desk) -> Any:
 
 
 def begin(desk: Desk, records: Records, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
-    """Begin those of these claims against which nothing stands, and their rows.
-
-    What isn't as it was claimed, what is locked, and all under a lost lease, is left alone.
-    """
+    """As of the package."""
     held = records.hold is not None
     statement = desk.once(f"begin with {columns}, {held}", lambda: _make_begin(desk, records, columns))
-    given = records.given(claim_ids, known=True, leased=True)
+    its = records.given(claim_ids, known=True, leased=True)
 
     def begin() -> Sequence[Any]:
         try:
-            return desk.read(lambda c: quick.run(c, statement, given).rows)
+            return desk.dialect.write_at_once(desk.engine, lambda c: quick.run(c, statement, its).rows)
         except DBAPIError as error:
             if not desk.dialect.gave_up(error):
                 raise

@@ -1,4 +1,4 @@
-"""On MariaDB: rows that come by ones and twos are claimed in three round trips, and begin in four; see store.swift.
+"""On MariaDB they are claimed in three round trips, and begin in four.
 
 MySQL can't tell what an INSERT has inserted.
 """
@@ -16,7 +16,6 @@ from sqlalchemy import (
     cast,
     func,
     insert,
-    literal,
     not_,
     select,
     update,
@@ -29,7 +28,7 @@ from nih_sched.model import OPEN_KEY_LENGTH, Claim, StartedRow, State, decode_ke
 from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.pauses import unpaused
 from nih_sched.store.records import Records
-from nih_sched.store.swift import Taken
+from nih_sched.store.swift.parts import Taken, given, new_record
 
 
 class _NotAsEver(Exception):
@@ -37,14 +36,14 @@ class _NotAsEver(Exception):
 
 
 def claim(desk: Desk, count: int, rq_ids: Callable[[int], Sequence[str]], producer: str, tries: int) -> Taken:
-    """Claim up to so many ready rows, each to travel alone, as Claims does it."""
+    """As of the package."""
     opening = desk.once("swift claim", lambda: _make_opening(desk))
     taking = desk.once("swift taking", lambda: _make_taking(desk))
-    given = {"its_table": f"{desk.rows.name}\0".encode(), "its_producer": producer, "its_tries": tries}
 
     def take(connection: Connection) -> list[Claim]:
         (rq_id,) = rq_ids(1)  # and each row's key, for those of one claim
-        opened = quick.run(connection, opening, given | {"its_rq_id": f"{rq_id}-", "ready_limit": count}).rows
+        own = {"its_rq_id": f"{rq_id}-", "ready_limit": count}
+        opened = quick.run(connection, opening, given(desk, producer, tries) | own).rows
         claims = [Claim(its_id, decode_key(row_key), its, 1, 0, tries) for its_id, row_key, its in opened]
         keys = [one.key for one in claims]
         if claims and quick.run(connection, taking, desk.given_keys(keys)).touched != len(claims):
@@ -67,11 +66,7 @@ def _make_opening(desk: Desk) -> Any:
         "row_key": row_key,
         "open_key": func.left(hashed, OPEN_KEY_LENGTH),  # as model.open_key_of() makes it
         "rq_id": func.concat(bindparam("its_rq_id"), key),
-        "source": literal(desk.source.name),
-        "attempt": literal(1),
-        "failures": literal(0),
-        "tries": bindparam("its_tries", type_=attempts.c.tries.type),
-        "claimed_by": bindparam("its_producer", type_=attempts.c.claimed_by.type),
+        **new_record(desk),
         "claimed_at": Now(),  # one instant for all of a statement
         "sent_at": Now(),
     }
@@ -88,11 +83,7 @@ def _make_taking(desk: Desk) -> Any:
 
 
 def begin(desk: Desk, records: Records, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
-    """Begin those of these claims against which nothing stands, and their rows.
-
-    Raises:
-        LeaseLost: nothing began.
-    """
+    """As of the package."""
     fitting = desk.once(f"fitting with {columns}", lambda: _make_fitting(desk, records, columns))
     marking = desk.once("mark joined", lambda: _make_marking(desk, records))
 
