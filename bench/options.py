@@ -11,7 +11,7 @@ from bench.peers.running import default_folder
 
 QUICK = {
     "rounds": 1,
-    "workloads": "noop,mixed,latency,growth,idle,scaling,fairness,bulk",
+    "workloads": "noop,mixed,latency,growth,idle,scaling,fairness,bulk,operator",
     "rows": 20,
     "spaced_rows": 20,
     "probes": 3,
@@ -20,6 +20,7 @@ QUICK = {
     "idle_seconds": 1.0,
     "fair_seconds": 1.0,
     "bulk_rows": 20,
+    "table_rows": 100,
     "busy_rate": 2.0,
     "max_seconds": 20.0,
     "databases": "postgresql",
@@ -50,6 +51,7 @@ def parser(workloads: Sequence[str]) -> argparse.ArgumentParser:
     add("--idle-seconds", type=float, default=60.0, help="idle: how long to look; 300 for a record")
     add("--fair-seconds", type=float, default=20.0, help="fairness: how long both tables are served")
     add("--bulk-rows", type=int, default=1_000_000, help="bulk: rows inserted at once")
+    add("--table-rows", type=int, default=1_000_000, help="operator: rows of the table that is looked at")
     add("--most-jobs", type=int, default=2_000, help="bulk: more RQ jobs than these waiting in Redis are wrong")
     add("--out", type=Path, help="folder for results.md, results.json and the plots (default: a temporary one)")
     add("--venvs", type=Path, default=default_folder(), help="folder of the peers' virtual environments")

@@ -118,7 +118,9 @@ def running(commands: Sequence[Sequence[str]], env: Mapping[str, str], cwd: Path
         tree.kill()
 
 
-def run(command: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float = 600) -> str:
+def run(
+    command: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float = 600, good: Sequence[int] = (0,)
+) -> str:
     """Run a command to its end, which must be a good one; its output."""
     done = subprocess.run(
         command,
@@ -130,6 +132,6 @@ def run(command: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: floa
         timeout=timeout,
         check=False,
     )
-    if done.returncode:
+    if done.returncode not in good:
         raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout

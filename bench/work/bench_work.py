@@ -84,6 +84,24 @@ def noop(id: int, payload: str) -> None:
     _count(now, now)
 
 
+def fail_some(id: int, payload: str) -> None:
+    """One row in twenty fails, some calls deep."""
+    if id % 20 == 0:
+        _fail(id, 12)
+
+
+def _fail(id: int, depth: int) -> None:
+    if depth:
+        return _fail(id, depth - 1)
+    raise ValueError(f"the service answered 429 for row {id}")
+
+
+def stay(id: int) -> None:
+    """Run until told to stop."""
+    while True:
+        time.sleep(60)
+
+
 def take_1ms(id: int, payload: str) -> None:
     """A millisecond."""
     _take(0.001)

@@ -10,6 +10,7 @@ from bench.workloads.growth import growth
 from bench.workloads.idle import idle
 from bench.workloads.latency import latency
 from bench.workloads.noop import noop
+from bench.workloads.operator import operator
 from bench.workloads.shared import fairness, scaling
 from bench.workloads.spaced import fifty_ms, mixed, one_ms
 
@@ -24,4 +25,5 @@ WORKLOADS: Mapping[str, Workload] = {
     "scaling": scaling,
     "fairness": fairness,
     "bulk": bulk,
+    "operator": operator,
 }

@@ -361,6 +361,37 @@ def test_rows_of_a_time_are_found_behind_what_had_ended_before(place: Place, mon
     assert horizon.below(now) is None  # folded together, they would say what nobody has seen
 
 
+def test_what_has_ended_is_noted_to_its_end_though_nothing_moves_any_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs("Pending", "Pending", "Pending")
+    desk = place.desk(tries=3)
+    monkeypatch.setattr("nih_sched.store.horizon.EVERY", -1.0)
+    run_once(desk)
+    soon = History(desk).now() + timedelta(hours=1)
+    horizon = Horizon(desk)
+    horizon.note()
+    assert (horizon.below(soon), horizon.is_behind) == (None, True)
+    horizon.note()
+    assert (horizon.below(soon), horizon.is_behind) == (2, False)
+    # Whoever begins to note when all is old, as a scheduler that was started anew, needn't wait.
+    attempts, counts = desk.ledger.attempts, desk.ledger.counts
+    run_once(desk, Outcome.FAILED, reason="why")  # its record is copied, under an id of its own
+    place.run("DELETE FROM nih_sched_counts")
+    later = Horizon(desk)
+    later.note()
+    assert (later.below(soon), later.is_behind) == (None, True)
+    desk.transact(lambda c: c.execute(update(attempts).values(claimed_at=After(-200.0))))
+    later = Horizon(desk)
+    later.note()
+    claimed = max(row[0] for row in place.run("SELECT id FROM nih_sched_attempts WHERE of_claim IS NULL"))
+    assert later.below(soon) == claimed  # it waits for its retry: open
+    assert later.is_behind  # of the copy nobody knows yet
+    later.note()
+    assert not later.is_behind
+    assert desk.transact(lambda c: c.execute(counts.select()).all())
+
+
 def test_failures_are_grouped_as_far_as_there_is_time_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.jobs(*["Failed", "Done"] * 9)
     desk = place.desk()

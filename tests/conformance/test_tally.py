@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 
+import pytest
+
 from conformance.places import Place, claim, run_once, start, together
 from nih_sched import reports, telemetry
 from nih_sched.metrics import Counting, adding_up, count_here
 from nih_sched.metrics.counting import _Adding
 from nih_sched.metrics.exposition import exposition
+from nih_sched.store.horizon import Horizon
 from nih_sched.store.tally import Tally
 
 
@@ -60,6 +63,34 @@ def test_metrics_say_what_was_counted_and_what_is(place: Place) -> None:
     assert found['nih_sched_run_seconds_bucket{le="0.5"}'] == 2
     assert found['nih_sched_run_seconds_bucket{le="+Inf"}'] == found["nih_sched_run_seconds_count"] == 3
     assert (found["nih_sched_ready_rows"], found["nih_sched_running_rows"]) == (2, 1)
+
+
+def test_an_idle_scheduler_notes_what_has_ended_until_that_is_all(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.jobs("Pending")
+    desk = place.desk()
+    run_once(desk)
+    monkeypatch.setattr("nih_sched.store.horizon.EVERY", -1.0)
+    noted: list[bool] = []
+    note = Horizon.note
+
+    def counted(self: Horizon) -> None:
+        note(self)
+        noted.append(self.is_behind)
+
+    monkeypatch.setattr(Horizon, "note", counted)
+    counting = count_here()
+    try:
+        adding = _Adding(counting, desk, dict)
+        for _ in range(4):
+            adding.add()
+        assert noted == [True, False]
+        telemetry.emit("claimed", count=1)
+        adding.add()
+        assert noted == [True, False, False]
+    finally:
+        counting.close()
 
 
 def test_events_of_a_process_and_its_children_are_added_up(place: Place) -> None:
