@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -50,14 +51,47 @@ def redis_url_of(settings: Settings) -> str | None:
     return embedded.find(identity(settings.database_url))
 
 
-def import_rich_meanwhile() -> None:
-    """Have rich imported, which draws tables and is slow to import, while the database looks."""
-    threading.Thread(target=_import_rich, daemon=True).start()
+def draw_tables_soon() -> None:
+    """Have rich imported, which draws tables and is slow to import, while the database looks; if it is to draw any."""
+    if sys.stdout.isatty():
+        threading.Thread(target=_import_rich, daemon=True).start()
 
 
 def _import_rich() -> None:
     import rich.console  # noqa: PLC0415 - see above
     import rich.table  # noqa: F401, PLC0415
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print a table: drawn on a terminal; elsewhere in plain columns, of which nothing is cut off or wrapped.
+
+    Args:
+        head: the columns' names.
+        rows: texts of one line each; that of the first column is never shortened.
+        right: numbers of columns that are aligned at their right.
+    """
+    if sys.stdout.isatty():
+        _draw(head, rows, right)
+        return
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        aligned = (
+            one.rjust(w) if n in right else one.ljust(w) for n, (one, w) in enumerate(zip(row, widths, strict=True))
+        )
+        click.echo("  ".join(aligned).rstrip())
+
+
+def _draw(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - slow to import
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(*head)
+    table.columns[0].overflow = "fold"  # a key that is cut off names no row
+    for number in right:
+        table.columns[number].justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)  # the table's words are not ours
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ import sys
 import click
 
 from nih_sched import reports
-from nih_sched.cli.look import as_json, import_rich_meanwhile, looking, print_json
+from nih_sched.cli.look import as_json, draw_tables_soon, looking, print_json, print_table
 from nih_sched.cli.options import TABLE, seconds_of, settings_options
 from nih_sched.errors import UsageError
 from nih_sched.model import show_key
@@ -54,7 +54,7 @@ def list_(
         raise UsageError(reason="--json and --csv can't be had together.")
     with looking(settings) as desk:
         if not as_json and not as_csv:
-            import_rich_meanwhile()
+            draw_tables_soon()
         selection = reports.select(
             desk, state=state, where=where_sql, since=seconds_of(since) if since else None, text=text, error=error
         )
@@ -83,17 +83,12 @@ def _print_csv(desk: Desk, found: reports.Listed) -> None:
 
 
 def _print_rows(found: reports.Listed) -> None:
-    from rich.console import Console  # noqa: PLC0415 - slow to import
-    from rich.table import Table as RichTable  # noqa: PLC0415
-
-    console = Console(highlight=False, markup=False)
     if not found.rows:
-        console.print("No rows.")
+        click.echo("No rows.")
         return
-    table = RichTable("key", "state", "attempts", "last", "at", "error")
-    table.columns[0].overflow = "fold"  # a key that is cut off names no row
+    shown = []
     for row in found.rows:
         at = f"{row.at:%Y-%m-%d %H:%M:%S}" if row.at else ""
         key, state = one_line(show_key(row.key)), one_line(str(row.word))
-        table.add_row(key, state, str(row.attempts), row.outcome or "", at, words.first_line(row.error))
-    console.print(table)
+        shown.append((key, state, str(row.attempts), row.outcome or "", at, words.first_line(row.error)))
+    print_table(("key", "state", "attempts", "last", "at", "error"), shown)

@@ -8,7 +8,7 @@ import signal
 import click
 
 from nih_sched import clock, reports
-from nih_sched.cli.look import as_json, import_rich_meanwhile, looking, redis_url_of
+from nih_sched.cli.look import as_json, draw_tables_soon, looking, print_table, redis_url_of
 from nih_sched.cli.options import LOOK, settings_options
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
@@ -29,7 +29,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: stopped.ring())
     with looking(settings) as desk:
         if not as_json:
-            import_rich_meanwhile()
+            draw_tables_soon()
         while True:
             found = reports.status(desk, redis_url_of(settings), created=settings.created_column)
             if watch and not as_json:
@@ -45,33 +45,23 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 
 
 def _print_status(desk: Desk, found: reports.Status) -> None:
-    from rich.console import Console  # noqa: PLC0415 - slow to import
-    from rich.table import Table as RichTable  # noqa: PLC0415
-
-    console = Console(highlight=False, markup=False)  # the table's words are not ours
-    console.print(f"{found.database} · {found.table} · source {found.source}", soft_wrap=True)
-    table = RichTable("state", desk.rows.status.name, "rows")
-    table.columns[2].justify = "right"
-    for one in found.states:
-        table.add_row(", ".join(one.states) or "(not ours)", one_line(str(one.word)), str(one.count))
-    console.print(table)
+    click.echo(f"{found.database} · {found.table} · source {found.source}")
+    states = [(", ".join(one.states) or "(not ours)", one_line(str(one.word)), str(one.count)) for one in found.states]
+    print_table(("state", desk.rows.status.name, "rows"), states, right=[2])
     facts = found.facts()
     width = max(len(name) for name, _ in facts)
     for name, text in facts:
-        console.print(f"{name:<{width}}  {one_line(text)}", soft_wrap=True)
+        click.echo(f"{name:<{width}}  {one_line(text)}")
     for worker in found.workers:
         where = f" on {worker.host}, pid {worker.pid}" if worker.pid else ""
-        console.print(f"{'worker':<{width}}  {one_line(f'{worker.name}{where}: {worker.sentence}')}", soft_wrap=True)
+        click.echo(f"{'worker':<{width}}  {one_line(f'{worker.name}{where}: {worker.sentence}')}")
     if not found.workers:
-        console.print(f"{'worker':<{width}}  none", soft_wrap=True)
+        click.echo(f"{'worker':<{width}}  none")
     for line in _unclaimed(desk, found):
-        console.print(one_line(line), soft_wrap=True)
+        click.echo(one_line(line))
     if found.failures:
-        shown = RichTable("failed row", "attempts", "how", "reason")
-        shown.columns[0].overflow = "fold"  # a key that is cut off names no row
-        for row in found.failures:
-            shown.add_row(row.key, str(row.attempts), row.outcome, row.reason)
-        console.print(shown, markup=False)
+        failures = [(row.key, str(row.attempts), row.outcome, row.reason) for row in found.failures]
+        print_table(("failed row", "attempts", "how", "reason"), failures)
 
 
 def _unclaimed(desk: Desk, found: reports.Status) -> list[str]:

@@ -22,7 +22,7 @@ def test_quick_bench_measures_everything(tmp_path: Path) -> None:
     assert "wrong" not in table
     figures = json.loads((tmp_path / "results.json").read_text("utf-8"))["figures"]
     workloads = {one["workload"] for one in figures}
-    assert workloads >= {"noop", "mixed", "latency", "growth", "idle", "scaling", "fairness", "bulk"}
+    assert workloads >= {"noop", "mixed", "latency", "growth", "idle", "scaling", "fairness", "bulk", "operator"}
     assert all(isinstance(one["value"], int | float) and one["value"] == one["value"] for one in figures)
     for name in re.findall(r"!\[\w+\]\((.*?)\)", table):
         assert (tmp_path / name).read_text("utf-8").startswith("<svg")
