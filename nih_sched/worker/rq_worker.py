@@ -56,6 +56,7 @@ class Worker(StoppingWorker):
         self._horse_end: tuple[int | None, Any] = (None, None)
         self._warm: WarmHorse | None = None
         self._said: list[Order] = []  # to the horse, of the job that runs
+        self._handed = ""  # the job that a horse got before we have looked at it
         self._begun = self._fresh = False  # whether the horse has taken the order; whether it was forked for that
         self._handed_over = self._last_job = 0.0  # when it got the order; when the last job was over
         self._steward: runner.Steward | None = None  # of the job that runs
@@ -128,26 +129,37 @@ class Worker(StoppingWorker):
         thread: Any = self.pubsub_thread
         thread.exception_handler = lambda error, pubsub, thread: time.sleep(LISTEN_AGAIN)
 
+    def fetched(self, rq_id: str) -> None:
+        """A horse that waits begins at once, while we look at the job; it looks, too."""
+        if self._warm is not None and not self._stop_requested:
+            (queue,) = self.queues
+            self._steward = None
+            self._hand_over(rq_id, queue.name)
+            self._handed = rq_id
+
     def execute_job(self, job: Job, queue: Queue) -> None:
         """RQ's, for our one function; whoever can write to Redis can't have anything else run here."""
+        is_handed, self._handed = self._handed == job.id, ""
         if reason := not_ours(job):
             telemetry.emit("refused_job", rq_id=job.id, reason=reason)
             self.handle_job_failure(job, queue, exc_string=f"refused: {reason}")
+            if is_handed:  # its horse has refused it, too
+                self.wait_for_horse()
+                if self._warm is not None:
+                    self._warm.heard()
             return
         source, claim_ids = job.args
-        if self._stop_requested:
+        if self._stop_requested and not is_handed:
             runner.give_back(self.site, source, claim_ids)
             self.site.close()
             broker.withdraw(queue, [job.id])
             return
-        self._horse_asked_to_stop = self._horse_too_late = False
-        self._horse_end = (None, None)
         self.site.learn(source)
         self._ensure_slot()
         self._steward = runner.Steward(self.site, source, claim_ids)
-        self._kept.dismount()
         try:
-            self.fork_work_horse(job, queue)
+            if not is_handed:
+                self.fork_work_horse(job, queue)
             execution = self.prepare_execution(job)  # while the horse runs
             self._say({"execution": execution.id, "created": execution.created_at.timestamp()})
             self.monitor_work_horse(job, queue, execution)
@@ -189,6 +201,12 @@ class Worker(StoppingWorker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """RQ's; a horse that is there already gets the job, with what Redis holds of it."""
+        self._hand_over(job.id, queue.name)
+
+    def _hand_over(self, rq_id: str, queue: str) -> None:
+        self._horse_asked_to_stop = self._horse_too_late = False
+        self._horse_end = (None, None)
+        self._kept.dismount()
         self._begun = self._fresh = False
         self._handed_over = clock.monotonic()
         self._said = []
@@ -197,7 +215,7 @@ class Worker(StoppingWorker):
             self._horse_pid = self._warm.pid
         else:
             self._fork()
-        self._say({"job": job.id, "queue": queue.name, "raw": as_text(self._raw)})
+        self._say({"job": rq_id, "queue": queue, "raw": as_text(self._raw)})
 
     def _fork(self) -> WarmHorse:
         self.site.close()  # no fork may carry a connection
@@ -227,6 +245,8 @@ class Worker(StoppingWorker):
             served += 1
             os.environ["RQ_JOB_ID"] = order["job"]
             job = self.restored(order["job"], from_text(order["raw"]))
+            if not_ours(job):
+                return True  # its worker says so
             queue = broker.queue_of(self.connection, order["queue"])
             assert self.pid is not None  # noqa: S101 - the worker's, since it was made
             if self._kept.worker != self.pid or self._kept.lost:

@@ -132,7 +132,11 @@ class ThinWorker(RQWorker):
         if not raw:
             return None  # it was deleted while it waited
         self._raw = raw
+        self.fetched(rq_id)
         return self.restored(rq_id, raw)
+
+    def fetched(self, rq_id: str) -> None:
+        """Called when a job has come, before it is looked at."""
 
     def restored(self, rq_id: str, raw: Raw) -> Job:
         """A job from what Redis holds of it."""

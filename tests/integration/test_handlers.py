@@ -228,6 +228,24 @@ def test_only_our_function_runs_whatever_stands_in_redis(lite: Work, redis_url: 
     assert not (lite.folder / "hacked").exists()
 
 
+def test_a_horse_that_gets_a_job_unlooked_at_runs_only_our_function(lite: Work, redis_url: str) -> None:
+    lite.insert(1)
+    (lite.folder / "process.py").write_text("import os\n\n\ndef number(id):\n    return os.getpid()\n")
+    line = ("--job", "process:number", "--max-concurrent-jobs", "1")
+    with spawn_scheduler(*line, env=lite.env, cwd=lite.folder) as process:
+        eventually(lambda: lite.states() == {"Done": 1})  # its horse waits for the next job now
+        source = scheduler("source", env=lite.env, cwd=lite.folder).stdout.strip()
+        queue = broker.queue_of(broker.connect(redis_url), source)
+        evil = [queue.enqueue("os.system", f"touch {lite.folder}/hacked") for _ in range(3)]
+        eventually(lambda: all(job.get_status(refresh=True) == "failed" for job in evil))
+        assert process.output.count("refused RQ job") == 3
+        lite.insert(2)
+        eventually(lambda: lite.states() == {"Done": 2})
+    assert not (lite.folder / "hacked").exists()
+    first, second = [attempt.result for key in (1, 2) for attempt in lite.attempts(key)]
+    assert first == second  # one horse, which has refused as its worker has
+
+
 def test_a_hook_that_raises_fails_its_rows_and_says_why(lite: Work) -> None:
     lite.insert(1)
     (lite.folder / "hook.py").write_text("def hook():\n    raise OSError('no licence')\n")
