@@ -105,7 +105,7 @@ def _site(bench: Bench, database: servers.Database) -> Iterator[Site]:
     port = servers.free_port()
     page = f"http://127.0.0.1:{port}"
     lasting = [
-        ours.command(bench, *ours.run_line("stay", WORKERS)),
+        ours.command(bench, *ours.run_line("stay", WORKERS, "--grace", "0")),
         ours.command(bench, "dashboard", "--dashboard-port", str(port)),
     ]
     env = {**ours.env(bench, database, counts.Counts()), "NIH_SCHED_DASHBOARD_TOKEN": TOKEN}

@@ -79,18 +79,18 @@ class _Adding:
         """Add up what there is; what the database doesn't take stays for the next time."""
         for name, value in (*self._counting.take().items(), *self._theirs().items()):
             self._left[name] = self._left.get(name, 0.0) + value
-        if not self._left and not self._horizon.is_behind:
-            return
         with contextlib.suppress(SQLAlchemyError, NihError):
-            if not self._left:
-                self._horizon.note()
-                return
-            self._seen, waits = self._tally.waits(self._seen)
-            for name, value in (one for wait in waits for one in observed("wait", wait)):
-                self._left[name] = self._left.get(name, 0.0) + value
-            self._tally.add(self._left)
-            self._left = {}
+            if self._left:
+                self._add()
+                self._horizon.moved()
             self._horizon.note()
+
+    def _add(self) -> None:
+        self._seen, waits = self._tally.waits(self._seen)
+        for name, value in (one for wait in waits for one in observed("wait", wait)):
+            self._left[name] = self._left.get(name, 0.0) + value
+        self._tally.add(self._left)
+        self._left = {}
 
     def go(self) -> None:
         """Add up until told to stop, and once more then."""

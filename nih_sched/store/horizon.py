@@ -30,18 +30,28 @@ class Horizon:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._seen: tuple[float, int] | None = None  # when the newest id was looked at last, and which it was
-        self.is_behind = True  # whether there may be claims that no note of ours covers, though no row moves
+        self._is_behind = True
+
+    def moved(self) -> None:
+        """Rows have moved, of which no note of ours tells."""
+        self._is_behind = True
 
     def note(self) -> None:
-        """Note what has ended, if it is time. Others of this source may do so too: each minute's first note stands."""
+        """Note what has ended, if it is time, and if not all has been noted.
+
+        Others of this source may do so too: each minute's first note stands.
+        """
         now = clock.monotonic()
+        if not self._is_behind:
+            return
         if self._seen is not None and now - self._seen[0] < EVERY:
             return
         before = self._seen[1] if self._seen is not None else self._long_ago()
         first, more, last = Looks(self._desk).open_ends()
         self._seen = now, last or 0
+        if last is None:
+            self._is_behind = False
         # A claim whose transaction hasn't ended yet isn't seen, and may have a smaller id than those that are.
-        self.is_behind = last is not None and (before is None or before < last)
         if before is None or more:
             return
         below = before + 1 if first is None else min(before + 1, first)
@@ -51,6 +61,7 @@ class Horizon:
             self._desk.transact(lambda x: x.execute(statement), patience=PATIENCE)
         except IntegrityError:
             return
+        self._is_behind = last is not None and below <= last
 
     def _long_ago(self) -> int | None:
         """The newest claim's id, if none that isn't seen can have a smaller one, because it is old."""

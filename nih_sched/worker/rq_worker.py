@@ -21,6 +21,7 @@ from nih_sched.model import Outcome
 from nih_sched.runner import Site
 from nih_sched.worker.judge import how_it_died, not_ours
 from nih_sched.worker.stopping import StoppingWorker
+from nih_sched.worker.thin import Raw
 from nih_sched.worker.warm import (
     BEGUN,
     DONE,
@@ -129,12 +130,12 @@ class Worker(StoppingWorker):
         thread: Any = self.pubsub_thread
         thread.exception_handler = lambda error, pubsub, thread: time.sleep(LISTEN_AGAIN)
 
-    def fetched(self, rq_id: str) -> None:
+    def fetched(self, rq_id: str, raw: Raw) -> None:
         """A horse that waits begins at once, while we look at the job; it looks, too."""
         if self._warm is not None and not self._stop_requested:
             (queue,) = self.queues
             self._steward = None
-            self._hand_over(rq_id, queue.name)
+            self._hand_over(rq_id, queue.name, raw)
             self._handed = rq_id
 
     def execute_job(self, job: Job, queue: Queue) -> None:
@@ -145,6 +146,7 @@ class Worker(StoppingWorker):
             self.handle_job_failure(job, queue, exc_string=f"refused: {reason}")
             if is_handed:  # its horse has refused it, too
                 self.wait_for_horse()
+                self._horse_pid = 0
                 if self._warm is not None:
                     self._warm.heard()
             return
@@ -154,11 +156,14 @@ class Worker(StoppingWorker):
             self.site.close()
             broker.withdraw(queue, [job.id])
             return
-        self.site.learn(source)
-        self._ensure_slot()
         self._steward = runner.Steward(self.site, source, claim_ids)
+        if not is_handed:
+            self.site.learn(source)
+            self._ensure_slot()
         try:
-            if not is_handed:
+            if is_handed:
+                self._ensure_slot()
+            else:
                 self.fork_work_horse(job, queue)
             execution = self.prepare_execution(job)  # while the horse runs
             self._say({"execution": execution.id, "created": execution.created_at.timestamp()})
@@ -201,9 +206,9 @@ class Worker(StoppingWorker):
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:
         """RQ's; a horse that is there already gets the job, with what Redis holds of it."""
-        self._hand_over(job.id, queue.name)
+        self._hand_over(job.id, queue.name, self.raw_of(job))
 
-    def _hand_over(self, rq_id: str, queue: str) -> None:
+    def _hand_over(self, rq_id: str, queue: str, raw: Raw) -> None:
         self._horse_asked_to_stop = self._horse_too_late = False
         self._horse_end = (None, None)
         self._kept.dismount()
@@ -215,7 +220,7 @@ class Worker(StoppingWorker):
             self._horse_pid = self._warm.pid
         else:
             self._fork()
-        self._say({"job": rq_id, "queue": queue, "raw": as_text(self._raw)})
+        self._say({"job": rq_id, "queue": queue, "raw": as_text(raw)})
 
     def _fork(self) -> WarmHorse:
         self.site.close()  # no fork may carry a connection

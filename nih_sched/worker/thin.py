@@ -42,7 +42,7 @@ class ThinWorker(RQWorker):
         super().__init__(*args, **kwargs)
         self._next_heartbeat = 0.0
         self._next_look = 0.0  # whether workers are suspended
-        self._raw: Raw = {}  # the job that was fetched last
+        self._fetched: tuple[str, Raw] = ("", {})  # the job that we fetched last
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         """RQ's, in one round trip, and no oftener than is of use."""
@@ -131,12 +131,20 @@ class ThinWorker(RQWorker):
         raw: Any = self.connection.hgetall(self.job_class.key_for(rq_id))
         if not raw:
             return None  # it was deleted while it waited
-        self._raw = raw
-        self.fetched(rq_id)
+        self._fetched = rq_id, raw
+        self.fetched(rq_id, raw)
         return self.restored(rq_id, raw)
 
-    def fetched(self, rq_id: str) -> None:
-        """Called when a job has come, before it is looked at."""
+    def fetched(self, rq_id: str, raw: Raw) -> None:
+        """Called when a job has come, before it is looked at, with what Redis holds of it."""
+
+    def raw_of(self, job: Job) -> Raw:
+        """What Redis holds of a job that we or RQ have fetched."""
+        rq_id, raw = self._fetched
+        if rq_id == job.id:
+            return raw
+        as_sent: Any = self.connection.get_encoder().encode  # type: ignore[no-untyped-call]
+        return {as_sent(name): as_sent(value) for name, value in job.to_dict().items()}
 
     def restored(self, rq_id: str, raw: Raw) -> Job:
         """A job from what Redis holds of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import timedelta
 
 import pytest
 
@@ -12,6 +13,7 @@ from nih_sched import reports, telemetry
 from nih_sched.metrics import Counting, adding_up, count_here
 from nih_sched.metrics.counting import _Adding
 from nih_sched.metrics.exposition import exposition
+from nih_sched.store.history import History
 from nih_sched.store.horizon import Horizon
 from nih_sched.store.tally import Tally
 
@@ -72,23 +74,19 @@ def test_an_idle_scheduler_notes_what_has_ended_until_that_is_all(
     desk = place.desk()
     run_once(desk)
     monkeypatch.setattr("nih_sched.store.horizon.EVERY", -1.0)
-    noted: list[bool] = []
-    note = Horizon.note
-
-    def counted(self: Horizon) -> None:
-        note(self)
-        noted.append(self.is_behind)
-
-    monkeypatch.setattr(Horizon, "note", counted)
+    soon = History(desk).now() + timedelta(hours=1)
     counting = count_here()
     try:
         adding = _Adding(counting, desk, dict)
-        for _ in range(4):
+
+        def noted() -> int | None:
+            place.run("DELETE FROM nih_sched_counts")
             adding.add()
-        assert noted == [True, False]
+            return Horizon(desk).below(soon)
+
+        assert [noted() for _ in range(3)] == [None, 2, None]
         telemetry.emit("claimed", count=1)
-        adding.add()
-        assert noted == [True, False, False]
+        assert [noted() for _ in range(2)] == [2, None]
     finally:
         counting.close()
 

@@ -67,6 +67,27 @@ def test_a_finally_failed_job_stands_in_the_failed_registry_without_the_rows_wor
     assert "ValueError: <b>x</b>" in lite.attempts()[1].traceback
 
 
+def test_our_class_under_the_stock_command_serves_several_queues(lite: Work, redis_url: str) -> None:
+    lite.insert(1, 2, 3)
+    (lite.folder / "process.py").write_text("import os\n\n\ndef number(id):\n    return os.getpid()\n")
+    env = lite.env | {"NIH_SCHED_JOB": "process:number"}
+    scheduler("init", env=env, cwd=lite.folder)
+    source = scheduler("source", env=env, cwd=lite.folder).stdout.strip()
+    worker = stock_worker(source, "-w", "nih_sched.worker.Worker", "another-queue")
+    with (
+        spawn(worker, env=env, cwd=lite.folder) as process,
+        spawn_scheduler("producer", "--batch-size", "1", env=env, cwd=lite.folder),
+    ):
+        eventually(lambda: lite.states() == {"Done": 3}, timeout=20)
+        lite.insert(4)
+        eventually(lambda: lite.states() == {"Done": 4}, timeout=20)
+        queue = broker.queue_of(broker.connect(redis_url), source)
+        eventually(lambda: queue.finished_job_registry.count == 4)
+        assert "Traceback" not in process.output
+    assert [a.outcome for key in range(1, 5) for a in lite.attempts(key)] == ["done"] * 4
+    assert len({a.result for key in range(1, 5) for a in lite.attempts(key)}) == 1  # one horse
+
+
 def test_each_job_carries_a_retry_with_exactly_its_tries(lite: Work, redis_url: str) -> None:
     lite.insert(1)
     line = ("producer", "--tries", "3", "--delay", "0.5", "--backoff", "2", "--max-delay", "1.5")
