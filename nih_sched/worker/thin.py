@@ -143,7 +143,7 @@ class ThinWorker(RQWorker):
         rq_id, raw = self._fetched
         if rq_id == job.id:
             return raw
-        as_sent: Any = self.connection.get_encoder().encode  # type: ignore[no-untyped-call]
+        as_sent: Any = self.connection.get_encoder().encode
         return {as_sent(name): as_sent(value) for name, value in job.to_dict().items()}
 
     def restored(self, rq_id: str, raw: Raw) -> Job:
