@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
+from typing import TYPE_CHECKING
 
 import click
 
 from nih_sched import clock, reports
-from nih_sched.cli.look import as_json, draw_tables_soon, looking, print_table, redis_url_of
+from nih_sched.cli.look import as_json, draw_tables_soon, looking, print_facts, print_table, redis_url_of
 from nih_sched.cli.options import LOOK, settings_options
 from nih_sched.settings import Settings
 from nih_sched.store import Desk
 from nih_sched.telemetry import one_line
+
+if TYPE_CHECKING:
+    from nih_sched.reports.overall import WorkerSeen
 
 EVERY = 2.0  # seconds between looks of --watch
 UNCLAIMED = 0.25  # seconds for which status looks for rows without a claim
@@ -48,20 +52,18 @@ def _print_status(desk: Desk, found: reports.Status) -> None:
     click.echo(f"{found.database} · {found.table} · source {found.source}")
     states = [(", ".join(one.states) or "(not ours)", one_line(str(one.word)), str(one.count)) for one in found.states]
     print_table(("state", desk.rows.status.name, "rows"), states, right=[2])
-    facts = found.facts()
-    width = max(len(name) for name, _ in facts)
-    for name, text in facts:
-        click.echo(f"{name:<{width}}  {one_line(text)}")
-    for worker in found.workers:
-        where = f" on {worker.host}, pid {worker.pid}" if worker.pid else ""
-        click.echo(f"{'worker':<{width}}  {one_line(f'{worker.name}{where}: {worker.sentence}')}")
-    if not found.workers:
-        click.echo(f"{'worker':<{width}}  none")
+    workers = [("worker", _worker(one)) for one in found.workers] or [("worker", "none")]
+    print_facts([*found.facts(), *workers])
     for line in _unclaimed(desk, found):
         click.echo(one_line(line))
     if found.failures:
         failures = [(row.key, str(row.attempts), row.outcome, row.reason) for row in found.failures]
         print_table(("failed row", "attempts", "how", "reason"), failures)
+
+
+def _worker(worker: WorkerSeen) -> str:
+    where = f" on {worker.host}, pid {worker.pid}" if worker.pid else ""
+    return f"{worker.name}{where}: {worker.sentence}"
 
 
 def _unclaimed(desk: Desk, found: reports.Status) -> list[str]:

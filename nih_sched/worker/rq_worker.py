@@ -161,7 +161,7 @@ class Worker(StoppingWorker):
             self.site.learn(source)
             self._ensure_slot()
         try:
-            if is_handed:
+            if is_handed:  # its rows may run already: whatever fails from here on, they are looked after
                 self._ensure_slot()
             else:
                 self.fork_work_horse(job, queue)
