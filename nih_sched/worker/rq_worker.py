@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from rq import Queue
@@ -16,27 +14,12 @@ from rq.executions import Execution
 from rq.job import Job
 
 from nih_sched import broker, clock, host, keeper, runner, telemetry
-from nih_sched.keeper import Slot, Slots
+from nih_sched.keeper import Slots
 from nih_sched.model import Outcome
-from nih_sched.runner import Site
+from nih_sched.worker.horse import HorseHalf
 from nih_sched.worker.judge import how_it_died, not_ours
-from nih_sched.worker.stopping import StoppingWorker
 from nih_sched.worker.thin import Raw
-from nih_sched.worker.warm import (
-    BEGUN,
-    DONE,
-    FILES,
-    JOBS,
-    MEMORY,
-    PATIENCE,
-    TIRED,
-    Hear,
-    Order,
-    Serve,
-    WarmHorse,
-    as_text,
-    from_text,
-)
+from nih_sched.worker.warm import BEGUN, DONE, PATIENCE, TIRED, Order, WarmHorse, as_text
 
 REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried again
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
@@ -44,15 +27,13 @@ LISTEN_AGAIN = 2.0  # seconds until the thread that hears RQ's commands listens 
 DEAF = 20.0  # seconds for which a horse, frozen perhaps, may take to begin a job
 REST = 10.0  # seconds without a job after which a horse ends; the next job has a new one, some 20 ms later
 LOOK = 0.02  # seconds between looks at the rows while a job runs
-UNTOLD = 78  # a horse's exit code when Redis is away at the end of a job
 
 
-class Worker(StoppingWorker):
+class Worker(HorseHalf):
     """Usable by itself, as `rq worker -S json -w nih_sched.worker.Worker QUEUE`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._site: Site | None = None
         self._horse_too_late = False
         self._horse_end: tuple[int | None, Any] = (None, None)
         self._warm: WarmHorse | None = None
@@ -61,21 +42,10 @@ class Worker(StoppingWorker):
         self._begun = self._fresh = False  # whether the horse has taken the order; whether it was forked for that
         self._handed_over = self._last_job = 0.0  # when it got the order; when the last job was over
         self._steward: runner.Steward | None = None  # of the job that runs
-        self.slot: Slot | None = None  # where our keeper finds us; made here when no supervisor gives one
         self._unwritten: list[runner.Unwritten] = []  # outcomes that the ledger refuses
         self._next_writing = 0.0
         self._keeper = 0  # the pid of a keeper of our own
         self._slots: Slots | None = None
-        self._hear: Hear | None = None  # in the horse: what its worker says next
-        self._runs: Execution | None = None  # in the horse
-
-    @property
-    def site(self) -> Site:
-        """This process's site, made before the first fork so that horses start with everything imported."""
-        if self._site is None:
-            self._site = runner.here()
-            self._site.worker = self.name
-        return self._site
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
         """RQ's, after handler and database have shown that they work, and with a keeper."""
@@ -173,11 +143,6 @@ class Worker(StoppingWorker):
             self._last_job = clock.monotonic()
             self._after(job, queue, died_in_hand=runner.share_hand().claim != 0)
 
-    @property
-    def _kept(self) -> Slot:
-        assert self.slot is not None  # noqa: S101 - bootstrap has made it
-        return self.slot
-
     def _after(self, job: Job, queue: Queue, *, died_in_hand: bool) -> None:
         """End what a horse that died had in hand, in its stead; RQ itself may be cut off from Redis at this moment."""
         if self._warm is not None:
@@ -225,7 +190,7 @@ class Worker(StoppingWorker):
     def _fork(self) -> WarmHorse:
         self.site.close()  # no fork may carry a connection
         runner.new_hand()  # one that died may have had the old one's lock
-        self._warm = WarmHorse(self._be_horse, self.site.close)
+        self._warm = WarmHorse(self.be_horse, self.site.close)
         self._horse_pid = self._warm.pid
         self._fresh, self._handed_over = True, clock.monotonic()
         for order in self._said:
@@ -236,45 +201,6 @@ class Worker(StoppingWorker):
         assert self._warm is not None  # noqa: S101 - fork_work_horse has seen to it
         self._said.append(order)
         self._warm.hand_over(order)
-
-    def _be_horse(self) -> Serve:
-        """In the horse, before its first job."""
-        random.seed()
-        self.setup_work_horse_signals()
-        self._is_horse = True
-        os.environ["RQ_WORKER_ID"] = self.name
-        growth, served = runner.Growth(), 0
-
-        def serve(order: Order, hear: Hear) -> bool:
-            nonlocal served
-            served += 1
-            os.environ["RQ_JOB_ID"] = order["job"]
-            job = self.restored(order["job"], from_text(order["raw"]))
-            if not_ours(job):
-                return True  # its worker says so
-            queue = broker.queue_of(self.connection, order["queue"])
-            assert self.pid is not None  # noqa: S101 - the worker's, since it was made
-            if self._kept.worker != self.pid or self._kept.lost:
-                # Here, not in the worker: one that never speaks to its database is 5 MB smaller.
-                self.site.take_lease(self._kept, self.pid)
-            self._hear, self._runs = hear, Execution("", job.id, self.connection, self.name)
-            try:
-                self.perform_job(job, queue, self._runs)
-            except broker.OUTAGES:
-                os._exit(UNTOLD)  # RQ wasn't told of the end; the ledger knows it
-            self.site.flush()
-            stays = served < JOBS and not self.site.tired and not runner.interrupt_asked()
-            return stays and growth.is_within(MEMORY, FILES)
-
-        return serve
-
-    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
-        """RQ's; a horse hears here as what its worker has announced the job, and ends that."""
-        super().handle_execution_ended(job, queue, heartbeat_ttl)
-        if self._hear is not None and self._runs is not None:
-            told = self._hear()
-            self._runs.id, self._runs.created_at = told["execution"], datetime.fromtimestamp(told["created"], UTC)
-            self._hear = None
 
     def monitor_work_horse(self, job: Job, queue: Queue, execution: Execution) -> None:
         """RQ's; ours is measured on a clock that nobody sets, while RQ would kill by the wall clock."""
@@ -327,13 +253,6 @@ class Worker(StoppingWorker):
             self._ensure_keeper(self._slots)
         with contextlib.suppress(*broker.OUTAGES):
             super().maintain_heartbeats(job, execution)
-
-    def setup_work_horse_signals(self) -> None:
-        """In the horse: SIGTERM and Ctrl-C meant for all are the worker's business; its death is not."""
-        host.name_process("sched-horse")
-        host.die_with(self.pid or 0)
-        host.wake_promptly()
-        runner.install_interrupts()
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
