@@ -15,12 +15,12 @@ class Tee:
     """A text stream that stands before another."""
 
     def __init__(self, stream: Any, tail: Tail) -> None:
-        self._stream = stream
+        self.stream = stream
         self._tail = tail
 
     def write(self, text: str) -> Any:
         """Write it on, and keep it."""
-        written = self._stream.write(text)
+        written = self.stream.write(text)
         self._tail.write(text.encode("utf-8", "backslashreplace"))
         return written
 
@@ -30,7 +30,7 @@ class Tee:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
 
 def keep_streams(tail: Tail) -> None:

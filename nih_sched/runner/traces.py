@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal() makes an enum of each answer: a microsecond, for nine signals and each row
+import _thread  # threading.active_count() takes a lock
 import contextlib
 import os
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nih_sched import host
+from nih_sched.runner.streams import Tee
 
 # SIGALRM is among the common ones alone: each job has a handler of its own for it, and all the rest outlives a job.
 ALL = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGALRM}))
@@ -32,6 +33,7 @@ class Traces:
         # A microsecond for each row; the mapping itself would decode every name and value.
         self._raw: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
         self._mark = os.environ.encodekey(host.MARK) if hasattr(os.environ, "encodekey") else host.MARK
+        self._see_streams()
         self._all_before = self._look(ALL), _limits()
         self.pid = os.getpid()
         self.again()
@@ -39,9 +41,14 @@ class Traces:
     def again(self) -> None:
         """Before the first row of another job, in a process in which the one before has left nothing behind."""
         self._environment = dict(self._raw)
+        self._see_streams()
         self._before, self._blocked = self._look(COMMON), _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._childless = not _has_children()  # a stock worker's horse has got its keeper meanwhile
         self._next_closely = 0.0
+
+    def _see_streams(self) -> None:
+        # Those behind our own, which ask them in Python.
+        self._streams = [one.stream if isinstance(one, Tee) else one for one in (sys.stdout, sys.stderr)]
 
     def left(self, *, thoroughly: bool = False, closely: bool = True) -> bool:
         """Whether rows have changed folder, environment, signals and suchlike, or left threads or children running.
@@ -75,10 +82,10 @@ class Traces:
             folder = ""
         mask = os.umask(0o77)  # it can't be read without being set
         os.umask(mask)
-        out, err = sys.stdout, sys.stderr
+        out, err = self._streams
         return (
-            *(folder, mask, threading.active_count()),
-            *(sys.getrecursionlimit(), [*sys.path], out, err),
+            *(folder, mask, _thread._count()),
+            *(sys.getrecursionlimit(), [*sys.path], sys.stdout, sys.stderr),
             *(getattr(out, "closed", None), getattr(err, "closed", None)),
             *map(_signal.getsignal, signals),
             resource.getrlimit(resource.RLIMIT_NOFILE),
