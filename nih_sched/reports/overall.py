@@ -211,14 +211,14 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
     (counts, complete), ready = counting(), counting_ready()
     if ready.more and complete and not desk.rows.conditions:
         ready = Count(max(ready.rows, counts.get(desk.rows.words[State.READY], 0)))
-    moving = sum(counts.get(word, 0) for word in _moving(desk))
-    extra = moving - len(running) - claimed - retries.count
+    moving = {State.QUEUED: claimed, State.STARTED: len(running), State.RETRYING: retries.count}
+    extra = sum(counts.get(word, 0) for word in {desk.rows.words[state] for state in moving}) - sum(moving.values())
     return Status(
         at=now,
         database=address(desk.engine.url),
         table=desk.rows.name,
         source=desk.source.name,
-        states=_states(desk, counts, complete, ready),
+        states=_states(desk, counts, complete, {State.READY: ready.rows, **moving}, ready.more),
         ready=ready,
         oldest_key=None if first is None else show_key(first[0]),
         oldest_age=None if first is None else first[1],
@@ -259,22 +259,21 @@ def utc_iso(instant: datetime) -> str:
     return text
 
 
-def _moving(desk: Desk) -> set[Any]:
-    return {desk.rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)}
-
-
-def _states(desk: Desk, counts: dict[Any, int], complete: bool, ready: Count) -> tuple[StateCount, ...]:
-    by_word: dict[Any, list[str]] = {}
+def _states(
+    desk: Desk, counts: dict[Any, int], complete: bool, known: dict[State, int], more_ready: bool
+) -> tuple[StateCount, ...]:
+    """Rows by word; where not all could be counted, at least so many as are known of otherwise."""
+    by_word: dict[Any, list[State]] = {}
     for state in State:
-        by_word.setdefault(desk.rows.words[state], []).append(state.value)
+        by_word.setdefault(desk.rows.words[state], []).append(state)
     left = dict(counts)
     shown = []
     for word, states in by_word.items():
-        count = left.pop(word, 0)
-        if word == desk.rows.words[State.READY] and not complete:
-            shown.append(StateCount(tuple(states), word, Count(max(count, ready.rows), more=ready.more)))
-        else:
-            shown.append(StateCount(tuple(states), word, Count(count, more=not complete)))
+        count, more = left.pop(word, 0), not complete
+        if more:
+            count = max(count, sum(known.get(state, 0) for state in states))
+            more = more_ready if State.READY in states else True
+        shown.append(StateCount(tuple(state.value for state in states), word, Count(count, more)))
     return (*shown, *(StateCount((), word, Count(count, more=not complete)) for word, count in left.items()))
 
 

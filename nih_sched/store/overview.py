@@ -21,10 +21,10 @@ from nih_sched.store.marks import UNSERVED
 from nih_sched.store.order import beyond, in_key_order
 from nih_sched.store.retries import sent, waiting
 
-AT_ONCE = 0.18  # seconds in which all rows may be counted; then only as many as there is time for
+AT_ONCE = 0.1  # seconds in which all rows may be counted; then only as many as there is time for
 WALK = 0.05  # seconds for that
 STEP = 20_000
-SAMPLE = 2000  # ended attempts that run and waiting times are told from
+SAMPLE = 1000  # ended attempts that run and waiting times are told from
 NEAR = 20_000  # records of the ledger's end, of all sources, among which they are looked for
 DUE = 10_000  # claims that wait for their time, of all sources, which are counted in the index's order
 BOUND = 1_000_000  # rows that are counted by an index at most

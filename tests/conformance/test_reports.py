@@ -497,6 +497,12 @@ def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monk
     monkeypatch.setattr(Overview, "by_word", lambda self: self._newest_by_word())
     found = reports.status(desk, NOWHERE)
     assert {str(one.count) for one in found.states} == {"0+", "1"}
+    claim(desk, 1)  # what is on its way is in the ledger
+    assert {str(one.word): str(one.count) for one in reports.status(desk, NOWHERE).states} == {
+        **dict.fromkeys(["Started", "Done", "Failed", "Cancelled"], "0+"),
+        "Pending": "0",
+        "Queued": "1+",
+    }
 
 
 def test_ready_rows_that_take_long_to_count_are_not_said_to_be_none(
