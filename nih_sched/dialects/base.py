@@ -145,6 +145,13 @@ class Dialect:
         """Meanwhile a text that is none in its encoding is read with replacement characters: to be shown, no more."""
         yield
 
+    def part_to_sample(self, connection: Connection, table: Table) -> float | None:
+        """Of a table too large to be read for a look: the percentage that tells how many rows are of a kind, about.
+
+        None: it isn't so large, or this database can't read a part of it.
+        """
+        return None
+
     def is_overdue(self, error: DBAPIError) -> bool:
         """Whether a statement was ended because it took longer than looking() allows."""
         raise NotImplementedError

@@ -40,6 +40,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     select,
+    text,
     true,
     update,
 )
@@ -86,6 +87,11 @@ ARRAYABLE = (Integer, BigInteger, SmallInteger, String, Text, VARCHAR, TEXT, INT
 
 NEVER_BY_ITSELF = 1 << 30  # runs of a statement until psycopg prepares it without being asked
 STALE_PLAN = "0A000"  # a column that a prepared statement returns has got another type: once more, on a new connection
+LARGE, SAMPLE = 300_000, 1000  # rows from which on a table isn't read for a look; pages that are read of it
+SIZE = text(
+    "SELECT reltuples, pg_relation_size(oid) / CAST(current_setting('block_size') AS integer)"
+    " FROM pg_class WHERE oid = to_regclass(:name) AND relkind = 'r'"
+)
 EACH_MOST = 2000  # records that select_each finds for one text
 
 
@@ -162,6 +168,12 @@ class PostgreSQL(Dialect):
             limit = f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}"
             connection.exec_driver_sql(f"SET TRANSACTION READ ONLY; {limit}")
             yield connection
+
+    def part_to_sample(self, connection: Connection, table: Table) -> float | None:
+        """By its catalog, https://www.postgresql.org/docs/current/catalog-pg-class.html: reltuples is -1 if unknown."""
+        name = self.compiler().identifier_preparer.format_table(table)
+        rows, pages = connection.execute(SIZE, {"name": name}).one_or_none() or (0, 0)
+        return 100.0 * SAMPLE / pages if rows >= LARGE and pages > SAMPLE else None
 
     def is_overdue(self, error: DBAPIError) -> bool:
         """https://www.postgresql.org/docs/current/errcodes-appendix.html: query_canceled."""

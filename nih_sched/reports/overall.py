@@ -15,7 +15,7 @@ from nih_sched.reports.servers import RedisSeen, look
 from nih_sched.store import Desk, Leases, Looks
 from nih_sched.store.history import History, utc
 from nih_sched.store.looks import FINAL_FAILURES
-from nih_sched.store.overview import Count, Ended, LeaderSeen, Overview, Running, Waiting, percentile
+from nih_sched.store.overview import Count, Counts, Ended, LeaderSeen, Overview, Running, Waiting, percentile
 from nih_sched.store.pauses import Pause, Pauses
 
 RATE_OVER = 60.0  # seconds
@@ -154,11 +154,8 @@ class Status:
             "database": self.database,
             "table": self.table,
             "source": self.source,
-            "states": [
-                {"states": list(one.states), "word": one.word, "rows": one.count.rows, "more": one.count.more}
-                for one in self.states
-            ],
-            "ready": {"rows": self.ready.rows, "more": self.ready.more},
+            "states": [{"states": list(one.states), "word": one.word, **vars(one.count)} for one in self.states],
+            "ready": vars(self.ready),
             "oldest_ready": {"key": self.oldest_key, "age": self.oldest_age},
             "rate": {"done": self.done_rate, "failed": self.failed_rate},
             "retries": {"waiting": self.retries.count, "next_in": self.retries.next_in},
@@ -208,17 +205,20 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
     redis_lost_at, leader, pauses = overview.redis_lost_at(), overview.leader(), tuple(Pauses(desk).all())
     workers = _workers(desk, running, redis)
     done, failed = _rates(samples)
-    (counts, complete), ready = counting(), counting_ready()
-    if ready.more and complete and not desk.rows.conditions:
-        ready = Count(max(ready.rows, counts.get(desk.rows.words[State.READY], 0)))
+    counts, ready = counting(), counting_ready()
+    if ready.more and (counts.whole or counts.about) and not desk.rows.conditions:
+        ready = Count(max(ready.rows, counts.by_word.get(desk.rows.words[State.READY], 0)), about=counts.about)
     moving = {State.QUEUED: claimed, State.STARTED: len(running), State.RETRYING: retries.count}
-    extra = sum(counts.get(word, 0) for word in {desk.rows.words[state] for state in moving}) - sum(moving.values())
+    extra = 0
+    if not counts.about:
+        words_ = {desk.rows.words[state] for state in moving}
+        extra = sum(counts.by_word.get(word, 0) for word in words_) - sum(moving.values())
     return Status(
         at=now,
         database=address(desk.engine.url),
         table=desk.rows.name,
         source=desk.source.name,
-        states=_states(desk, counts, complete, {State.READY: ready.rows, **moving}, ready.more),
+        states=_states(desk, counts, moving, ready),
         ready=ready,
         oldest_key=None if first is None else show_key(first[0]),
         oldest_age=None if first is None else first[1],
@@ -259,22 +259,27 @@ def utc_iso(instant: datetime) -> str:
     return text
 
 
-def _states(
-    desk: Desk, counts: dict[Any, int], complete: bool, known: dict[State, int], more_ready: bool
-) -> tuple[StateCount, ...]:
+def _states(desk: Desk, counts: Counts, moving: dict[State, int], ready: Count) -> tuple[StateCount, ...]:
     """Rows by word; where not all could be counted, at least so many as are known of otherwise."""
     by_word: dict[Any, list[State]] = {}
     for state in State:
         by_word.setdefault(desk.rows.words[state], []).append(state)
-    left = dict(counts)
+    left = dict(counts.by_word)
     shown = []
     for word, states in by_word.items():
-        count, more = left.pop(word, 0), not complete
-        if more:
-            count = max(count, sum(known.get(state, 0) for state in states))
-            more = more_ready if State.READY in states else True
-        shown.append(StateCount(tuple(state.value for state in states), word, Count(count, more)))
-    return (*shown, *(StateCount((), word, Count(count, more=not complete)) for word, count in left.items()))
+        count = _count(counts, left.pop(word, 0), sum(moving.get(state, 0) for state in states))
+        if State.READY in states and not counts.whole and (ready.rows >= count.rows or not desk.rows.conditions):
+            count = ready
+        shown.append(StateCount(tuple(state.value for state in states), word, count))
+    return (*shown, *(StateCount((), word, _count(counts, count, 0)) for word, count in left.items()))
+
+
+def _count(counts: Counts, rows: int, known: int) -> Count:
+    if counts.whole:
+        return Count(rows)
+    if counts.about and (rows > known or not known):
+        return Count(rows, about=True)
+    return Count(max(rows, known), more=True)
 
 
 def _rates(samples: Sequence[Ended]) -> tuple[float, float]:

@@ -32,13 +32,22 @@ BOUND = 1_000_000  # rows that are counted by an index at most
 
 @dataclass(frozen=True)
 class Count:
-    """How many; `more` if there are at least so many."""
+    """How many; `more` if there are at least so many, `about` if that is told from a part of the table."""
 
     rows: int
     more: bool = False
+    about: bool = False
 
     def __str__(self) -> str:
-        return f"{self.rows:,}{'+' if self.more else ''}"
+        return f"{'about ' if self.about else ''}{self.rows:,}{'+' if self.more else ''}"
+
+
+class Counts(NamedTuple):
+    """How many rows there are of each word."""
+
+    by_word: dict[Any, int]
+    whole: bool  # whether every row was counted; if not, there are at least so many
+    about: bool = False  # or about so many: a part of the table was read
 
 
 class Ended(NamedTuple):
@@ -87,19 +96,24 @@ class Overview:
         self._rows = desk.rows
         self._attempts = desk.ledger.attempts
 
-    def by_word(self) -> tuple[dict[Any, int], bool]:
-        """How many rows there are of each word, and whether that is all of them."""
-        status = self._rows.status
-        whole = select(status, func.count()).group_by(status)
+    def by_word(self) -> Counts:
+        """How many rows there are of each word, as far as it can be told at once."""
+        table, status = self._rows.table, self._rows.status
         try:
             with self._desk.looking_to_show(AT_ONCE) as connection:
-                return {row[0]: row[1] for row in connection.execute(whole).all()}, True
+                # Else each look would cost a large table's database as much as it may: with --watch, every 2 s.
+                if part := self._desk.dialect.part_to_sample(connection, table):
+                    some = table.tablesample(func.system(part), seed=literal_column("0")).c[status.name]
+                    found = connection.execute(select(some, func.count()).group_by(some)).all()
+                    return Counts({row[0]: _rounded(row[1] * 100 / part) for row in found}, whole=False, about=True)
+                whole = select(status, func.count()).group_by(status)
+                return Counts({row[0]: row[1] for row in connection.execute(whole).all()}, whole=True)
         except DBAPIError as error:
             if not self._desk.dialect.is_overdue(error):
                 raise
         return self._newest_by_word()
 
-    def _newest_by_word(self) -> tuple[dict[Any, int], bool]:
+    def _newest_by_word(self) -> Counts:
         keys, status = self._rows.keys, self._rows.status
         counts: dict[Any, int] = {}
         after: Key | None = None
@@ -119,13 +133,13 @@ class Overview:
             except DBAPIError as error:
                 if not self._desk.dialect.is_overdue(error):
                     raise
-                return counts, False
+                return Counts(counts, whole=False)
             for row in found:
                 counts[row[0]] = counts.get(row[0], 0) + row[1]
             if end is None or sum(row[1] for row in found) < STEP:
-                return counts, True
+                return Counts(counts, whole=True)
             after = tuple(end)
-        return counts, False
+        return Counts(counts, whole=False)
 
     def ready(self, bound: int = BOUND, seconds: float = AT_ONCE) -> Count:
         """How many rows are ready for this source, counted by the recommended index."""
@@ -280,6 +294,11 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     """The value below which this share of them lies; None of none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+
+def _rounded(rows: float) -> int:
+    """With three digits that say something."""
+    return int(float(f"{rows:.3g}"))
 
 
 def _age(since: Any, local: Any, now: datetime) -> float | None:

@@ -32,7 +32,7 @@ from nih_sched.store import Desk
 from nih_sched.store.history import History
 from nih_sched.store.horizon import Horizon
 from nih_sched.store.listing import Listing
-from nih_sched.store.overview import Overview
+from nih_sched.store.overview import Counts, Overview
 from nih_sched.store.pruning import Pruning
 from nih_sched.store.selection import Selection
 from nih_sched.store.tally import Tally
@@ -352,6 +352,7 @@ def test_rows_of_a_time_are_found_behind_what_had_ended_before(place: Place, mon
     monkeypatch.setattr(Listing, "stretches", lambda *_, **how: pytest.fail("the table was walked"))
     monkeypatch.setattr("nih_sched.store.history.STEP", 2)
     monkeypatch.setattr("nih_sched.store.listing.AT_ONCE", 20.0)  # however busy the machine is
+    monkeypatch.setattr("nih_sched.store.listing.SPARSE", 20.0)
     assert fit(desk, since=3600.0) == [3, 7]
     assert fit(desk, since=3600.0, descending=True, state="done") == [7, 3]
     assert set(asked) == {held.id}
@@ -492,7 +493,7 @@ def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monk
     desk = place.desk()
     monkeypatch.setattr("nih_sched.store.overview.STEP", 3)
     monkeypatch.setattr("nih_sched.store.overview.WALK", 30.0)
-    assert Overview(desk)._newest_by_word() == ({"Pending": 1, "Failed": 1, "Done": 9}, True)
+    assert Overview(desk)._newest_by_word() == Counts({"Pending": 1, "Failed": 1, "Done": 9}, whole=True)
     monkeypatch.setattr("nih_sched.store.overview.WALK", 0.0)
     monkeypatch.setattr(Overview, "by_word", lambda self: self._newest_by_word())
     found = reports.status(desk, NOWHERE)
@@ -503,6 +504,37 @@ def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monk
         "Pending": "0",
         "Queued": "1+",
     }
+
+
+@pytest.mark.parametrize("where", [None, "id <> 4000"])
+def test_of_a_large_table_a_part_is_read_where_the_database_can(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    place.run("CREATE TABLE jobs (id integer PRIMARY KEY, state varchar(20), filler char(200))")
+    number = {
+        "postgresql": "SELECT n FROM generate_series(1, 4000) AS s(n)",
+        "mariadb": "SELECT seq AS n FROM seq_1_to_4000",
+        "sqlite": "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 4000) SELECT n FROM s",
+    }[place.name]
+    word = "CASE WHEN n % 10 = 0 THEN 'odd' WHEN n > 3998 THEN 'Pending' ELSE 'Done' END"
+    place.run(f"INSERT INTO jobs SELECT n, {word}, 'x' FROM ({number}) numbers")
+    place.run("INSERT INTO jobs VALUES (5000, 'Pending', 'x'), (5001, 'Pending', 'x')")
+    place.run("ANALYZE TABLE jobs" if place.name == "mariadb" else "ANALYZE")
+    monkeypatch.setattr("nih_sched.dialects.postgresql.LARGE", 3000)
+    monkeypatch.setattr("nih_sched.dialects.postgresql.SAMPLE", 40)  # pages, of 120
+    monkeypatch.setattr("nih_sched.store.overview.AT_ONCE", 20.0)
+    desk = place.desk(where=where)
+    claim(desk, 1)
+    found = reports.status(desk, NOWHERE)
+    counts = {one.word: one.count for one in found.states}
+    reads_all = place.name != "postgresql"
+    assert counts["Done"].about is counts["odd"].about is not reads_all
+    assert counts["Done"].rows == 3599 if reads_all else 2500 < counts["Done"].rows < 4700
+    assert str(counts["odd"]).startswith("400" if reads_all else "about ")
+    assert str(counts["Queued"]) == ("1" if reads_all else "1+")  # the ledger knows of it
+    assert str(counts["Pending"]) == "2"
+    assert found.unclaimed == 0
+    json.dumps(found.as_json(), default=str)
 
 
 def test_ready_rows_that_take_long_to_count_are_not_said_to_be_none(
