@@ -206,8 +206,12 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
     workers = _workers(desk, running, redis)
     done, failed = _rates(samples)
     counts, ready = counting(), counting_ready()
-    if ready.more and (counts.whole or counts.about) and not desk.rows.conditions:
-        ready = Count(max(ready.rows, counts.by_word.get(desk.rows.words[State.READY], 0)), about=counts.about)
+    if not desk.rows.conditions:
+        word = desk.rows.words[State.READY]
+        if ready.more and (counts.whole or counts.about):
+            ready = Count(max(ready.rows, counts.by_word.get(word, 0)), about=counts.about)
+        elif counts.about:
+            counts = counts.beside(word, ready.rows)
     moving = {State.QUEUED: claimed, State.STARTED: len(running), State.RETRYING: retries.count}
     extra = 0
     if not counts.about:
@@ -278,7 +282,7 @@ def _count(counts: Counts, rows: int, known: int) -> Count:
     if counts.whole:
         return Count(rows)
     if counts.about and (rows > known or not known):
-        return Count(rows, about=True)
+        return Count(int(float(f"{rows:.3g}")), about=True)  # more digits would say nothing
     return Count(max(rows, known), more=True)
 
 

@@ -49,6 +49,13 @@ class Counts(NamedTuple):
     whole: bool  # whether every row was counted; if not, there are at least so many
     about: bool = False  # or about so many: a part of the table was read
 
+    def beside(self, word: Any, rows: int) -> Counts:
+        """The same, corrected by how many rows have this word: they may lie together, beside the part that was read."""
+        total = sum(self.by_word.values())
+        rest = total - self.by_word.get(word, 0)
+        factor = max(0, total - rows) / rest if rest else 1.0
+        return self._replace(by_word={one: round(n * factor) for one, n in self.by_word.items()} | {word: rows})
+
 
 class Ended(NamedTuple):
     """One of the newest attempts that have ended; its times as the database has reckoned them: instants cost thrice."""
@@ -105,7 +112,7 @@ class Overview:
                 if part := self._desk.dialect.part_to_sample(connection, table):
                     some = table.tablesample(func.system(part), seed=literal_column("0")).c[status.name]
                     found = connection.execute(select(some, func.count()).group_by(some)).all()
-                    return Counts({row[0]: _rounded(row[1] * 100 / part) for row in found}, whole=False, about=True)
+                    return Counts({row[0]: round(row[1] * 100 / part) for row in found}, whole=False, about=True)
                 whole = select(status, func.count()).group_by(status)
                 return Counts({row[0]: row[1] for row in connection.execute(whole).all()}, whole=True)
         except DBAPIError as error:
@@ -294,11 +301,6 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     """The value below which this share of them lies; None of none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
-
-
-def _rounded(rows: float) -> int:
-    """With three digits that say something."""
-    return int(float(f"{rows:.3g}"))
 
 
 def _age(since: Any, local: Any, now: datetime) -> float | None:
