@@ -123,26 +123,32 @@ class _Mark:
     """A horse's mark in the environment, changed in place for row after row.
 
     To set a variable anew costs glibc 80 bytes each time: it keeps every value that there has been, and looks for the
-    new one among them. Memory given to putenv(3) is part of the environment, and may be changed.
+    new one among them. Memory given to putenv(3) is part of the environment, and may be changed; it may never be freed.
     """
 
-    def __init__(self, lease: str) -> None:
-        self.lease = lease
+    def __init__(self, length: int) -> None:
+        self.length = length
         self._name = os.fsencode(MARK)
-        self._python: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]  # what its copies are made from
-        self._last = b""
-        self._memory: memoryview | None = None
+        start = len(self._name) + 1
+        self._entry = ctypes.create_string_buffer(self._name + b"=", start + length + 1)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._entry))
+        self._value = memoryview(self._entry).cast("B")[start:-1]
+        self._address = ctypes.addressof(self._entry) + start
+        libc = ctypes.CDLL(None)  # an own one: what its functions take and return is set here alone
+        self._putenv, self._getenv = libc.putenv, libc.getenv
+        self._getenv.restype, self._getenv.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
 
-    def put(self, claim_id: int) -> None:
-        """Have the mark be of this claim."""
-        value = f"{self.lease} {claim_id:<{DIGITS}}".encode()
-        if self._memory is not None and self._python.get(self._name) is self._last:
-            self._memory[-1 - len(value) : -1] = value
-        else:  # the first time, or user code has put back an environment of its own
-            self._entry = ctypes.create_string_buffer(self._name + b"=" + value)
-            self._memory = memoryview(self._entry).cast("B")
-            ctypes.CDLL(None).putenv(self._entry)
-        self._python[self._name] = self._last = value
+    def put(self, value: bytes) -> None:
+        """Have the mark be this, for C and for Python."""
+        self._value[:] = value
+        # User code has put back an environment, or a library has copied it, as setproctitle does.
+        if self._getenv(self._name) != self._address:
+            self._putenv(self._entry)
+        python = getattr(os.environ, "_data", None)
+        if python is None:  # user code has put something else in its place
+            os.environ[MARK] = value.decode()
+        else:
+            python[self._name] = value
 
 
 _mark: _Mark | None = None
@@ -151,9 +157,10 @@ _mark: _Mark | None = None
 def mark(lease: str, claim_id: int) -> None:
     """In a horse: have what it starts from now on carry its mark."""
     global _mark  # noqa: PLW0603 - the environment is the process's, too
-    if _mark is None or _mark.lease != lease:
-        _mark = _Mark(lease)
-    _mark.put(claim_id)
+    value = f"{lease} {claim_id:<{DIGITS}}".encode()
+    if _mark is None or _mark.length != len(value):
+        _mark = _Mark(len(value))
+    _mark.put(value)
 
 
 def end_all(

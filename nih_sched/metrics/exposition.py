@@ -68,7 +68,7 @@ class _Source(Collector):
     def _seen(self) -> Iterator[Metric]:
         it = reports.status(self._desk, self._redis_url(), created=self._created)
         rows = GaugeMetricFamily(
-            "nih_sched_rows", "Rows by state; at large tables at least so many.", labels=["source", "state"]
+            "nih_sched_rows", "Rows by state; at large tables about so many, or at least.", labels=["source", "state"]
         )
         for one in it.states:
             rows.add_metric([it.source, "/".join(one.states) or "other"], one.count.rows)

@@ -103,7 +103,7 @@ class Status:
     pauses: tuple[Pause, ...]
     failures: tuple[FailureSeen, ...]
     failures_among: int | None  # if there may be more: of the newest so many records of the ledger alone
-    unclaimed: int  # rows that seem to be on their way with no open claim behind them
+    unclaimed: int | None  # rows that seem to be on their way with no open claim behind them; None: not looked for
 
     @property
     def pause(self) -> Pause | None:
@@ -212,17 +212,17 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
             ready = Count(max(ready.rows, counts.by_word.get(word, 0)), about=counts.about)
         elif counts.about:
             counts = counts.beside(word, ready.rows)
-    moving = {State.QUEUED: claimed, State.STARTED: len(running), State.RETRYING: retries.count}
-    extra = 0
-    if not counts.about:
-        words_ = {desk.rows.words[state] for state in moving}
-        extra = sum(counts.by_word.get(word, 0) for word in words_) - sum(moving.values())
+    on_their_way = {desk.rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)}
+    extra = sum(counts.by_word.get(word, 0) for word in on_their_way) - len(running) - claimed - retries.count
+    known = {desk.rows.words[State.STARTED]: len(running)}
+    if desk.rows.words[State.QUEUED] == desk.rows.words[State.RETRYING]:  # else it is the row that tells which it has
+        known[desk.rows.words[State.QUEUED]] = claimed + retries.count
     return Status(
         at=now,
         database=address(desk.engine.url),
         table=desk.rows.name,
         source=desk.source.name,
-        states=_states(desk, counts, moving, ready),
+        states=_states(desk, counts, known, ready),
         ready=ready,
         oldest_key=None if first is None else show_key(first[0]),
         oldest_age=None if first is None else first[1],
@@ -239,7 +239,7 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
         pauses=pauses,
         failures=failures,
         failures_among=among,
-        unclaimed=max(0, extra),
+        unclaimed=None if counts.about else max(0, extra),
     )
 
 
@@ -263,7 +263,7 @@ def utc_iso(instant: datetime) -> str:
     return text
 
 
-def _states(desk: Desk, counts: Counts, moving: dict[State, int], ready: Count) -> tuple[StateCount, ...]:
+def _states(desk: Desk, counts: Counts, known: dict[Any, int], ready: Count) -> tuple[StateCount, ...]:
     """Rows by word; where not all could be counted, at least so many as are known of otherwise."""
     by_word: dict[Any, list[State]] = {}
     for state in State:
@@ -271,8 +271,9 @@ def _states(desk: Desk, counts: Counts, moving: dict[State, int], ready: Count) 
     left = dict(counts.by_word)
     shown = []
     for word, states in by_word.items():
-        count = _count(counts, left.pop(word, 0), sum(moving.get(state, 0) for state in states))
-        if State.READY in states and not counts.whole and (ready.rows >= count.rows or not desk.rows.conditions):
+        count = _count(counts, left.pop(word, 0), known.get(word, 0))
+        all_ready = not ready.more and not desk.rows.conditions
+        if State.READY in states and not counts.whole and (all_ready or ready.rows >= count.rows):
             count = ready
         shown.append(StateCount(tuple(state.value for state in states), word, count))
     return (*shown, *(StateCount((), word, _count(counts, count, 0)) for word, count in left.items()))

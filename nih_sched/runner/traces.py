@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal() makes an enum of each answer: a microsecond, for nine signals and each row
-import _thread  # threading.active_count() takes a lock
 import contextlib
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,7 +84,7 @@ class Traces:
         os.umask(mask)
         out, err = self._streams
         return (
-            *(folder, mask, _thread._count()),
+            *(folder, mask, threading.active_count()),
             *(sys.getrecursionlimit(), [*sys.path], sys.stdout, sys.stderr),
             *(getattr(out, "closed", None), getattr(err, "closed", None)),
             *map(_signal.getsignal, signals),

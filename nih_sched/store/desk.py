@@ -250,11 +250,12 @@ def _probe(desk: Desk, where: str | None, *, claims: bool) -> None:
     # A mistake in --where, or a missing right, is said now and not by a producer that fails at each look. For those who
     # only look, on no row: without the index, the first ready one may take long to find.
     rows = desk.rows
-    query = select(*rows.keys).where(desk.is_ready)
-    if not claims:
-        query = query.where(literal_column("1") == literal_column("0"))
+    none = literal_column("1") == literal_column("0")
+    query = select(*rows.keys).where(desk.is_ready).limit(1)
+    # In the claims' order: without one PostgreSQL reads the table up to the first, and takes no index.
+    query = query.order_by(*rows.keys) if claims else query.where(none)
     try:
-        desk.read_to_show(lambda connection: connection.execute(query.limit(1)).all())
+        desk.read_to_show(lambda connection: connection.execute(query).all())
     except DBAPIError as error:
         if desk.dialect.is_transient(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -65,6 +66,33 @@ def beside_other_variables() -> None:
     start()
 
 
+def after_a_library_changed_the_environment_of_c() -> None:
+    host.mark("lease", 1)
+    ctypes.CDLL(None).setenv(host.MARK.encode(), b"lease 1", 1)  # a copy of ours, as setproctitle makes one of all
+    host.mark("lease", 2)
+    start()
+    os.unsetenv(host.MARK)
+    host.mark("lease", 3)
+    start()
+
+
+def after_the_environment_of_python_was_replaced() -> None:
+    host.mark("lease", 1)
+    os.environ = dict(os.environ)  # type: ignore[assignment]  # noqa: B003
+    host.mark("lease", 2)
+    start()
+    start(dict(os.environ))
+
+
+def lease_after_lease() -> None:
+    entries = len(subprocess.run(["env", "-0"], check=True, capture_output=True).stdout.split(b"\0"))
+    for number in range(3000):
+        host.mark("lease" * (number % 7) + str(number), number)
+        bytearray(64 + number % 512)  # what was freed would be used again
+    now = subprocess.run(["env", "-0"], check=True, capture_output=True).stdout.split(b"\0")
+    os.write(1, str(len(now) - entries).encode())
+
+
 def within_a_row_of_another_scheduler() -> None:
     os.environ[host.MARK] = "that one's 5"
     host.mark("lease", 1)
@@ -77,6 +105,9 @@ def within_a_row_of_another_scheduler() -> None:
         (row_after_row, ["lease 7"] * 2 + ["lease 123456789012345678"] * 2),
         (after_user_code_put_its_environment_back, ["lease 2"]),
         (under_another_lease, ["other 1"]),
+        (after_a_library_changed_the_environment_of_c, ["lease 2", "lease 3"]),
+        (after_the_environment_of_python_was_replaced, ["lease 2"] * 2),
+        (lease_after_lease, ["1"]),
         (beside_other_variables, ["lease 2"]),
         (within_a_row_of_another_scheduler, ["lease 1"]),
     ],
