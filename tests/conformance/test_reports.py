@@ -574,6 +574,7 @@ def test_ready_rows_that_take_long_to_count_are_not_said_to_be_none(
             yield connection
 
     monkeypatch.setattr("nih_sched.store.overview.STEP", 3)
+    monkeypatch.setattr("nih_sched.store.overview.AT_ONCE", 20.0)
     monkeypatch.setattr(type(desk.dialect), "looking", impatient)
     assert str(Overview(desk).ready(seconds=0.1)) == "3+"
     found = reports.status(desk, NOWHERE)
