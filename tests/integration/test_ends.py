@@ -91,6 +91,8 @@ def test_a_reset_row_leaves_no_job_behind_in_redis(lite: Work, redis_url: str) -
         lite.sql("UPDATE work SET state = 'Pending'")
         eventually(lambda: sum(lite.ran().values()) == 2)
         eventually(lambda: len(ids := scheduled.get_job_ids()) == 1 and ids != [first])
+        eventually(lambda: "Queued" in lite.states())
+        assert len(scheduled.get_job_ids()) == 1
 
 
 def test_nobody_reading_the_output_harms_no_row(lite: Work, redis_url: str) -> None:
