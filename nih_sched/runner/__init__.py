@@ -16,7 +16,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import broker, clock, host, telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import AttemptFailed, NihError
-from nih_sched.keeper import vouched_until
 from nih_sched.model import Ended, Outcome, StartedRow, show_key
 from nih_sched.runner.cancelling import Waiting
 from nih_sched.runner.command import signal_name
@@ -28,10 +27,11 @@ from nih_sched.runner.outcomes import MANY, Outcomes
 from nih_sched.runner.parent import Steward, Unwritten, crashed, give_back, write_again
 from nih_sched.runner.perform import CANCELLED, INTERRUPT, alarms, install_interrupts, interrupt_asked, perform
 from nih_sched.runner.site import Site, clear, handler_for, here, made, prepare
+from nih_sched.runner.starts import Starts
 from nih_sched.runner.streams import keep_streams
 from nih_sched.runner.traces import Growth, Traces
 from nih_sched.store import Attempts, Desk, Hold, Retries
-from nih_sched.store.records import LeaseLost, StaleDesk
+from nih_sched.store.records import StaleDesk
 
 __all__ = [
     "CANCELLED",
@@ -124,21 +124,20 @@ def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
     hold = hold_of(site)
     attempts = Attempts(desk, secrets.token_hex(8), site.worker or _own_name(), hold)
     outcomes = Outcomes(site, desk, attempts, share_hand(), len(claim_ids))
-    waiting = list(dict.fromkeys(claim_ids))
-    portion = site.portion(desk)
+    starts = Starts(site, desk, attempts, hold, claim_ids)
     with alarms(give_back=not site.owns_process):
         site.look_before_rows()
-        while waiting:
-            some, waiting = waiting[: portion.size], waiting[portion.size :]
-            rows = _start(site, attempts, some, hold)
-            with _to_the_end(site, desk):
-                portion.note(rows)
-                left = _run_rows(site, desk, rows, outcomes, hold)
-                outcomes.write()
-                if left:
+        portions = iter(starts)
+        rows = next(portions, None)
+        with _to_the_end(site, desk):
+            while rows is not None:
+                if left := _run_rows(site, desk, Waiting(desk, rows, starts.since), outcomes, hold):
+                    left = [*left, *starts.ahead()]
                     attempts.take_back([row.claim for row in left])
-                    give_back(site, desk.source.name, [*(row.claim.id for row in left), *waiting])
+                    give_back(site, desk.source.name, [*(row.claim.id for row in left), *starts.waiting])
                     break
+                rows = next(portions, None)
+            outcomes.write()
         site.tired = site.tired or site.traces.left(thoroughly=True)
     outcomes.settle()
     return dict(outcomes.counts)
@@ -149,6 +148,8 @@ def _to_the_end(site: Site, desk: Desk) -> Iterator[None]:
     """Let no failure of ours, or of what user code has broken, leave rows behind that have begun."""
     try:
         yield
+    except StaleDesk:
+        raise  # so far none has begun
     except Exception as error:  # a horse's outermost frame, as long as rows are in its care
         if site.is_watched:
             telemetry.emit("job_failed", source=desk.source.name, reason=reason(error))
@@ -157,29 +158,11 @@ def _to_the_end(site: Site, desk: Desk) -> Iterator[None]:
         raise
 
 
-def _start(site: Site, attempts: Attempts, claim_ids: Sequence[int], hold: Hold | None) -> list[StartedRow]:
-    sent = clock.boot()
-    try:
-        rows = attempts.start(claim_ids, site.handler.columns)
-    except LeaseLost:
-        if site.slot:
-            site.slot.lose()  # the worker takes a new one
-        raise
-    if hold and site.slot:
-        site.slot.mount(hold.horse, hold.horse_born or 0, vouched_until(sent, hold.seconds))
-    if len(rows) >= MANY:
-        telemetry.emit("started_together", count=len(rows))
-    return rows
-
-
-def _run_rows(
-    site: Site, desk: Desk, rows: Sequence[StartedRow], outcomes: Outcomes, hold: Hold | None
-) -> Sequence[StartedRow]:
+def _run_rows(site: Site, desk: Desk, waiting: Waiting, outcomes: Outcomes, hold: Hold | None) -> Sequence[StartedRow]:
     """Run rows that have begun, one after the other; return those that should run elsewhere."""
     hand, call, timeout = share_hand(), partial(_call, site), desk.source.timeout
-    meter = Meter(hand.tail)
+    rows, meter = waiting.rows, Meter(hand.tail)
     singly, slot, pid = len(rows) < MANY, site.slot, os.getpid()
-    waiting = Waiting(desk, rows)
     for number, row in enumerate(rows):
         claim_id = row.claim.id
         if slot and slot.expired:  # frozen until now: nobody vouches for us

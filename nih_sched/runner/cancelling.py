@@ -29,27 +29,41 @@ AFTER = 1.0  # seconds that a row must have run before it is looked at: short on
 EVERY = 1.0  # seconds between looks at its word: with KILL_AFTER and the ticks, 5 must do under load too
 TICK = 0.2  # seconds between a keeper's looks at the hand
 KILL_AFTER = 2.5  # seconds from asking a horse to leave its row, a command has 2, to killing it
+SOME = 20  # rows that are looked at together at least
 FRESH = 0.4  # seconds for which rows that wait count as wanted: those of a short batch are never looked at
 
 
 class Waiting:
-    """Rows that have begun together, in their horse, which runs them one after the other."""
+    """Rows that have begun together, in their horse, which runs them one after the other.
 
-    def __init__(self, desk: Desk, rows: Sequence[StartedRow]) -> None:
+    Args:
+        desk: the source's.
+        rows: in their order.
+        since: when they began, or before, by clock.monotonic().
+    """
+
+    def __init__(self, desk: Desk, rows: Sequence[StartedRow], since: float) -> None:
         self._desk = desk
-        self._rows = rows
-        self._looked = clock.monotonic()
+        self.rows = rows
+        self._hand = share_hand()
+        self._looked = since
+        self._first, self._end = 0, len(rows)  # of those looked at: all have just begun
         self._unwanted: set[int] = set()
 
     def withdrawn(self, number: int) -> Ended | None:
         """How the row with this number ends without having run, if its owner has cancelled or deleted it."""
         now = clock.monotonic()
-        if now - self._looked >= FRESH:
+        if now - self._looked >= FRESH and not self._unwanted:
+            self._looked = max(self._looked, self._hand.wanted_at)  # its worker may have looked meanwhile
+        if now - self._looked >= FRESH or number >= self._end:
+            # Those alone whose turn may come before the next look.
+            self._first, self._end = number, number + 2 * (number - self._first) + SOME
             # With the database away its owner can't have done so either, and its outcome can wait.
             with contextlib.suppress(SQLAlchemyError):
-                self._unwanted = Cancels(self._desk).unwanted([row.claim for row in self._rows[number:]])
+                some = self.rows[number : self._end]
+                self._unwanted = Cancels(self._desk).unwanted([row.claim for row in some])
             self._looked = clock.monotonic()
-        claim = self._rows[number].claim
+        claim = self.rows[number].claim
         if claim.id not in self._unwanted:
             return None
         return Ended(claim, Outcome.CANCELLED, reason=WITHDRAWN, seconds=0.0, at=clock.boot())

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
-import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from nih_sched.model import Ended
+from nih_sched.runner.ahead import Ahead
+from nih_sched.runner.locks import acquire_or_die
 from nih_sched.runner.tail import Tail
 
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
-# what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled
-_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _START = 0, 8, 16, 24, 32, 40, 48, 64
+# what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled,
+# when its worker last saw that no row that waits is unwanted
+_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _WANTED, _START = 0, 8, 16, 24, 32, 40, 48, 56, 64
 _SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("@q"), struct.Struct("@d")  # native words are read whole
 _CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("@qq"), struct.Struct("@qqqq")
-PATIENCE = 60.0  # seconds for which a horse waits for its worker, which may be waiting for the database
-UNHEARD = 79  # a horse's exit code
 
 
 class Hand:
@@ -34,7 +33,7 @@ class Hand:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _START + self.ROOM)
         context = multiprocessing.get_context("fork")
-        self.tail = Tail()
+        self.tail, self.ahead = Tail(), Ahead()
         self._turn, self._pen = context.Lock(), context.Lock()
 
     @contextmanager
@@ -54,27 +53,25 @@ class Hand:
         Args:
             patience: seconds, in the worker; None, in the horse: a worker that keeps it waiting for long is frozen.
         """
-        had = self._acquire_or_die(self._pen) if patience is None else self._pen.acquire(timeout=patience)
+        had = True
+        if patience is None:
+            acquire_or_die(self._pen)
+        else:
+            had = self._pen.acquire(timeout=patience)
         try:
             yield had
         finally:
             if had:
                 self._pen.release()
 
-    def _acquire_or_die(self, lock: Any) -> bool:
-        # A worker that keeps a lock for so long is frozen; when it thaws it goes on from where it was. What it was
-        # told it will write then, having seen our end.
-        if not lock.acquire(timeout=PATIENCE):
-            os._exit(UNHEARD)
-        return True
-
     def reset(self) -> None:
         """In the worker: before each job."""
         self._memory[:_START] = bytes(_START)
+        self.ahead.reset()
 
     def take(self, claim_id: int) -> bool:
         """In the horse: the next row's turn; False when the worker has given the rest of the batch back."""
-        self._acquire_or_die(self._turn)
+        acquire_or_die(self._turn)
         try:
             taken, _, _, closed = _TAKEN_TO_CLOSED.unpack_from(self._memory, _TAKEN)
             if closed:
@@ -137,6 +134,16 @@ class Hand:
         """In the horse: all that was told is written down; begin anew. The caller has the pen."""
         self._put(_WRITTEN, 0)
         self._put(_TOLD, 0)
+
+    def note_wanted(self, instant: float) -> None:
+        """In the worker: all that it has begun for its horse were wanted then, by time.monotonic()."""
+        _INSTANT.pack_into(self._memory, _WANTED, instant)
+
+    @property
+    def wanted_at(self) -> float:
+        """In the horse: when that was; 0.0: its worker hasn't looked."""
+        instant: float = _INSTANT.unpack_from(self._memory, _WANTED)[0]
+        return instant
 
     @property
     def is_behind(self) -> bool:

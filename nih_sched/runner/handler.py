@@ -44,11 +44,10 @@ class FunctionHandler:
 
     def __call__(self, values: Mapping[str, Any], claim_id: int, attempt: int) -> Any:
         """Call it with its columns, and with claim_id and attempt where it asks for them."""
-        given = {column: values[column] for column in self.columns}
-        if self.ids:
+        if self.ids or len(values) != len(self.columns):
             known = {"claim_id": claim_id, "attempt": attempt}
-            given |= {name: known[name] for name in self.ids}
-        result = self.function(**given)
+            values = {column: values[column] for column in self.columns} | {name: known[name] for name in self.ids}
+        result = self.function(**values)
         if inspect.iscoroutine(result):
             return asyncio.run(result)
         return result

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
 from nih_sched.model import Claim, Ended, Outcome, Trail
+from nih_sched.runner.advance import BRIEFLY, Advance
 from nih_sched.runner.cancelling import Watch
 from nih_sched.runner.hand import Hand, share_hand
 from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
@@ -20,7 +21,6 @@ from nih_sched.store.running import running
 
 LONG = 1.0  # seconds after which a row gives those behind it in its batch back
 PACE = 0.1  # seconds after which we write what the horse has told: a commit costs as much as ten rows
-BRIEFLY = 0.5  # seconds for which a database that is away is tried while the horse may be waiting for us
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Steward:
         self._told = 0
         self._desk: Desk | None = None
         self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
+        self._advance = Advance(site, claim_ids)
         self._watch = Watch()
 
     @property
@@ -79,17 +80,22 @@ class Steward:
         # then its horse writes it.
         writes = self._behind_since is not None and now - self._behind_since >= PACE
         closes = claim != 0 and now - self._since >= LONG and not self._closed
-        watches = self._watch.is_due(claim)
-        if now < self._not_before or not (writes or closes or watches):
+        watches, looks = self._watch.is_due(claim), self._advance.is_due
+        begins = self._advance.is_asked and not self._closed
+        if now < self._not_before or not (writes or closes or watches or begins or looks):
             return False
         try:
             self._desk = self._desk or self._site.desk_for(self._source, patience=BRIEFLY)
             if self._desk is not None:
+                if begins:
+                    self._begun |= self._advance.begin(self._desk, horse)
                 if writes:
                     self._behind_since = None
                     self._write(self._desk)
                 if closes:
                     self._give_rest_back(self._desk)
+                if looks:
+                    self._advance.look(self._desk)
                 if watches:
                     return self._watch.look(self._desk, horse)
         except SQLAlchemyError:

@@ -15,7 +15,7 @@ from nih_sched.dialects import After, Now, quick
 from nih_sched.dialects.base import reason
 from nih_sched.model import Claim, Ended, Fate, Key, Outcome, StartedRow, State, Word, encode_key, show_key
 from nih_sched.store import swift
-from nih_sched.store.desk import FOREVER, Desk
+from nih_sched.store.desk import FOREVER, PATIENCE, Desk
 from nih_sched.store.finishes import Finishes
 from nih_sched.store.leases import Hold
 from nih_sched.store.records import Records
@@ -76,14 +76,33 @@ class Attempts:
                 raise
             return []  # if it has begun all the same, it is this run's
 
-    def _start_carefully(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
+    def start_together(
+        self, claim_ids: Sequence[int], columns: Sequence[str], *, patience: float = PATIENCE
+    ) -> list[StartedRow] | None:
+        """As start(), in one transaction; None where that can't be done, and nothing began.
+
+        Args:
+            claim_ids: which.
+            columns: what is read of their rows.
+            patience: seconds for which a database that is away is tried.
+
+        Raises:
+            DBAPIError: as of a row that the database refuses to start; LeaseLost, StaleDesk.
+        """
         words = self._desk.rows.words
         if self._desk.dialect.returns_updates and words[State.QUEUED] != words[State.STARTED]:
             with contextlib.suppress(_NotAtOnce):
-                return self._desk.transact(lambda c: self._start_at_once(c, claim_ids, columns), hardly=True)
+                return self._desk.transact(
+                    lambda c: self._start_at_once(c, claim_ids, columns), patience=patience, hardly=True
+                )
+        with contextlib.suppress(_Raced):
+            return self._desk.transact(lambda c: self._start(c, claim_ids, columns), patience=patience)
+        return None
+
+    def _start_carefully(self, claim_ids: Sequence[int], columns: Sequence[str]) -> list[StartedRow]:
         try:
-            return self._desk.transact(lambda c: self._start(c, claim_ids, columns))
-        except _Raced:
+            if (begun := self.start_together(claim_ids, columns)) is not None:
+                return begun
             if len(claim_ids) == 1:
                 return []
         except DBAPIError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, literal, select
+from sqlalchemy import case, func, literal, select
 
 from nih_sched.model import Claim, State, encode_key
 from nih_sched.store.desk import Desk
@@ -42,16 +42,20 @@ class Cancels:
 
     def unwanted(self, claims: Sequence[Claim]) -> set[int]:
         """The ids of those of these claims whose rows have the cancelled word now, or are gone."""
-        found = {encode_key(claim.key): claim.id for claim in claims}
-        statement = self._desk.once("unwanted", self._make_wanted)
+        count, statement = self._desk.once("unwanted", self._make_wanted)
         given = self._desk.given_keys([claim.key for claim in claims])
+        if self._desk.read(lambda c: c.execute(count, given).scalar_one()) == len(claims):
+            return set()  # nearly always
+        found = {encode_key(claim.key): claim.id for claim in claims}
         wanted = self._desk.read(lambda c: c.execute(statement, given).all())
         return set(found.values()) - {
             found.get(encode_key(tuple(key)), 0) for *key, cancelled in wanted if not cancelled
         }
 
-    def _make_wanted(self) -> Any:
+    def _make_wanted(self) -> tuple[Any, Any]:
         rows = self._desk.rows
         word = self._desk.dialect.is_word(rows.status, rows.words[State.CANCELLED])
         cancelled = case((word, literal(1)), else_=literal(0)) if self.can_be else literal(0)
-        return select(*rows.keys, cancelled).where(self._desk.given_rows)
+        these = self._desk.given_rows
+        count = select(func.count()).select_from(rows.table).where(these, cancelled == literal(0))
+        return count, select(*rows.keys, cancelled).where(these)

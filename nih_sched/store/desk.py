@@ -80,7 +80,7 @@ class Desk:
             how = {"hardly": hardly, "lasting": lasting}
             with self.dialect.transaction(self.engine, briefly=briefly, **how) as connection:
                 self.dialect.begin(connection, **how)
-                if briefly:
+                if briefly and not hardly:
                     self.dialect.wait_briefly(connection)
                 return work(connection)
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from nih_sched.model import TEXT_LIMIT, Claim, Ended, Outcome
-from nih_sched.runner import hand as hand_module
+from nih_sched.runner import locks
 from nih_sched.runner.hand import Hand
 
 Lock = Callable[[Hand, float], AbstractContextManager[bool]]
@@ -146,7 +146,7 @@ def test_a_horse_runs_on_while_its_worker_writes() -> None:
 
 
 def test_a_horse_writes_after_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hand_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
     hand = Hand()
 
     def horse() -> None:
@@ -154,7 +154,7 @@ def test_a_horse_writes_after_its_worker(monkeypatch: pytest.MonkeyPatch) -> Non
             hand.forget()
 
     with hand.writing(5.0):
-        assert in_a_horse(horse) == hand_module.UNHEARD
+        assert in_a_horse(horse) == locks.UNHEARD
     assert in_a_horse(horse) == 0
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import JSON, Column, Integer, LargeBinary, String, Text
 from sqlalchemy.types import NullType
 
 from nih_sched.model import Claim, StartedRow
-from nih_sched.runner.portion import FIRST, LIMIT, NARROW, Portion
+from nih_sched.runner.portion import FIRST, LEAD, LEAST, LIMIT, NARROW, WORTH, Portion
 
 
 def rows(*values: Any, name: str = "wide") -> list[StartedRow]:
@@ -62,3 +62,34 @@ def test_values_of_any_kind_are_weighed(value: Any) -> None:
     portion = Portion([Column("wide", JSON())])
     portion.note(rows(value))
     assert portion.size >= FIRST
+
+
+def test_the_rest_of_short_rows_is_worth_asking_for() -> None:
+    portion = Portion([Column("id", Integer)])
+    assert portion.lead(2000) >= 2000  # nothing is known yet
+    portion.timed(0, 1.0)
+    portion.timed(100, 0.1)
+    lead = int(LEAD * 1000)
+    assert portion.lead(2000) == lead
+    assert portion.is_worth_asking(WORTH)
+    assert portion.lead(lead + WORTH) == lead
+    assert not portion.is_worth_asking(WORTH - 1)
+    assert portion.lead(lead + WORTH - 1) >= lead + WORTH - 1
+    portion.timed(1, LEAST / 2)  # they keep worker and horse busy by themselves
+    assert not portion.is_worth_asking(2000)
+    assert portion.lead(2000) >= 2000
+    portion.timed(10, 1.0)
+    portion.asks = False
+    assert portion.lead(2000) >= 2000
+
+
+def test_what_is_read_with_care_is_not_asked_for() -> None:
+    portion = Portion([Column("wide", Text())])
+    portion.timed(100, 0.1)
+    assert portion.lead(2000) == FIRST
+    assert not portion.is_worth_asking(2000)
+    for _ in range(10):
+        portion.note(rows("x" * (LIMIT // WORTH)))
+    assert portion.lead(2000) == int(LEAD * 1000)
+    portion.note(rows("x" * (LIMIT // WORTH * 2)))
+    assert portion.lead(2000) == portion.size == WORTH // 2
