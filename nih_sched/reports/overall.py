@@ -15,7 +15,7 @@ from nih_sched.reports.servers import RedisSeen, look
 from nih_sched.store import Desk, Leases, Looks
 from nih_sched.store.history import History, utc
 from nih_sched.store.looks import FINAL_FAILURES
-from nih_sched.store.overview import Count, Counts, Ended, LeaderSeen, Overview, Running, Waiting, percentile
+from nih_sched.store.overview import NAMED, Count, Counts, Ended, LeaderSeen, Overview, Running, Waiting, percentile
 from nih_sched.store.pauses import Pause, Pauses
 
 RATE_OVER = 60.0  # seconds
@@ -199,6 +199,7 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
     counting = desk.beside(overview.by_word)
     counting_ready = desk.beside(partial(overview.ready, seconds=READY_SECONDS))
     running, claimed, retries = overview.running(), overview.claimed(), overview.retries()
+    begun = len(running) if len(running) < NAMED else overview.begun()
     first = overview.first_ready(created)
     samples, now = overview.ended(), History(desk).now()
     redis, (failures, among) = look(redis_url, desk.source.name), _failures(desk)
@@ -213,8 +214,8 @@ def status(desk: Desk, redis_url: str | None, *, created: str | None = None) -> 
         elif counts.about:
             counts = counts.beside(word, ready.rows)
     on_their_way = {desk.rows.words[state] for state in (State.QUEUED, State.STARTED, State.RETRYING)}
-    extra = sum(counts.by_word.get(word, 0) for word in on_their_way) - len(running) - claimed - retries.count
-    known = {desk.rows.words[State.STARTED]: len(running)}
+    extra = sum(counts.by_word.get(word, 0) for word in on_their_way) - begun - claimed - retries.count
+    known = {desk.rows.words[State.STARTED]: begun}
     if desk.rows.words[State.QUEUED] == desk.rows.words[State.RETRYING]:  # else it is the row that tells which it has
         known[desk.rows.words[State.QUEUED]] = claimed + retries.count
     return Status(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Select, and_, case, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import ColumnElement
 
 from nih_sched import clock
 from nih_sched.dialects import Between, Now
@@ -27,6 +28,7 @@ STEP = 20_000
 SAMPLE = 1000  # ended attempts that run and waiting times are told from
 NEAR = 20_000  # records of the ledger's end, of all sources, among which they are looked for
 DUE = 10_000  # claims that wait for their time, of all sources, which are counted in the index's order
+NAMED = 1000  # running attempts that are told one by one
 BOUND = 1_000_000  # rows that are counted by an index at most
 
 
@@ -227,13 +229,12 @@ class Overview:
             for outcome, seconds, waited, age in self._desk.read(lambda x: x.execute(query).all())
         ]
 
-    def running(self, limit: int = 1000) -> list[Running]:
-        """What runs now, of any source, longest first."""
+    def running(self, limit: int = NAMED) -> list[Running]:
+        """What has begun and not ended, longest first."""
         c = self._attempts.c
         query = (
             select(c.row_key, c.attempt, c.worker, c.lease, c.started_at, Now())
-            .where(c.open_key > "", c.started_at.is_not(None), c.finished_at.is_(None))
-            .where(c.source == self._desk.source.name)
+            .where(self._has_begun)
             .order_by(c.started_at)
             .limit(limit)
         )
@@ -242,6 +243,17 @@ class Overview:
             Running(decode_key(k), attempt, worker or "", lease, (utc(now) - utc(began)).total_seconds())
             for k, attempt, worker, lease, began, now in found
         ]
+
+    def begun(self) -> int:
+        """How many there are of these: a batch of short rows begins as a whole."""
+        query = select(func.count()).where(self._has_begun)
+        return int(self._desk.read(lambda x: x.execute(query).scalar_one()))
+
+    @property
+    def _has_begun(self) -> ColumnElement[bool]:
+        c = self._attempts.c
+        open_ = (c.open_key > "") & c.started_at.is_not(None) & c.finished_at.is_(None)
+        return open_ & (c.source == self._desk.source.name)
 
     def claimed(self) -> int:
         """How many claims were sent and haven't begun."""

@@ -488,6 +488,18 @@ def test_status_counts_times_and_names(place: Place) -> None:
     leases.release("living")
 
 
+def test_running_rows_that_are_too_many_to_name_are_counted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.jobs(*["Pending"] * 5, "Started")
+    desk = place.desk()
+    start(desk, *claim(desk))
+    real = Overview.running
+    monkeypatch.setattr(Overview, "running", lambda self: real(self, 2))
+    monkeypatch.setattr("nih_sched.reports.overall.NAMED", 2)
+    found = reports.status(desk, NOWHERE)
+    assert sum(len(worker.runs) for worker in found.workers) == 2
+    assert found.unclaimed == 1  # the one that nobody has claimed
+
+
 def test_large_tables_are_counted_as_far_as_there_is_time_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.jobs(*["Done"] * 9, "Failed", "Pending")
     desk = place.desk()
