@@ -127,16 +127,15 @@ def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
     starts = Starts(site, desk, attempts, hold, claim_ids)
     with alarms(give_back=not site.owns_process):
         site.look_before_rows()
-        portions = iter(starts)
-        rows = next(portions, None)
-        with _to_the_end(site, desk):
-            while rows is not None:
-                if left := _run_rows(site, desk, Waiting(desk, rows, starts.since), outcomes, hold):
-                    left = [*left, *starts.ahead()]
-                    attempts.take_back([row.claim for row in left])
+        begun = starts.begin()
+        with _to_the_end(site, desk, starts):
+            while begun:
+                starts.go_ahead(begun)
+                if left := _run_rows(site, desk, begun, outcomes, hold):
+                    attempts.take_back([row.claim for row in (*left, *starts.begun_in_vain())])
                     give_back(site, desk.source.name, [*(row.claim.id for row in left), *starts.waiting])
                     break
-                rows = next(portions, None)
+                begun = starts.begin()
             outcomes.write()
         site.tired = site.tired or site.traces.left(thoroughly=True)
     outcomes.settle()
@@ -144,14 +143,12 @@ def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _to_the_end(site: Site, desk: Desk) -> Iterator[None]:
+def _to_the_end(site: Site, desk: Desk, starts: Starts) -> Iterator[None]:
     """Let no failure of ours, or of what user code has broken, leave rows behind that have begun."""
     try:
         yield
-    except StaleDesk:
-        raise  # so far none has begun
     except Exception as error:  # a horse's outermost frame, as long as rows are in its care
-        if site.is_watched:
+        if site.is_watched and (starts.have_begun or not isinstance(error, StaleDesk)):
             telemetry.emit("job_failed", source=desk.source.name, reason=reason(error))
             site.flush()
             os._exit(BROKEN)  # our worker ends what is in hand, writes what it was told, and takes back the rest

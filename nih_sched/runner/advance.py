@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 
 from nih_sched import clock, host
 from nih_sched.model import Claim, StartedRow
+from nih_sched.runner.ahead import BRIEFLY
 from nih_sched.runner.hand import share_hand
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk, Hold
 from nih_sched.store.cancels import Cancels
 
 LOOK_EVERY = 0.25  # seconds between looks whether they are still wanted; a horse looks itself after 0.4
-BRIEFLY = 0.5  # seconds for which a database that is away is tried while the horse may be waiting for us
 
 
 class Advance:
@@ -21,14 +20,13 @@ class Advance:
 
     Args:
         site: the worker's.
-        claim_ids: the job's claims.
     """
 
-    def __init__(self, site: Site, claim_ids: Sequence[int]) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._claim_ids = claim_ids
-        self._given: list[Claim] = []  # in the order in which the horse runs them
-        self._before = 0  # how many of the job come before those, at most
+        self._given: list[Claim] = []  # last, in the order in which the horse runs them
+        self._places: dict[int, int] = {}  # by claim, its place among those
+        self._ask = 0  # its number
         self._next_look = 0.0
 
     @property
@@ -60,20 +58,19 @@ class Advance:
                 hold = Hold(slot.lease, self._site.settings.lease, horse, host.born(horse))
                 attempts = Attempts(desk, ask.run, self._site.worker, hold)
                 rows = attempts.start_together(ask.claim_ids, self._site.handler.columns, patience=BRIEFLY)
-        if rows is None:
-            self._given, self._next_look = [], float("inf")  # how far the horse has come among them isn't known now
-        elif not self._given:
-            self._before = list(self._claim_ids).index(ask.claim_ids[0])
-            self._next_look = clock.monotonic() + LOOK_EVERY
-        ahead.give(rows)
-        given = [row.claim for row in rows or ()]
-        self._given += given
-        return {claim.id: (claim, ask.run) for claim in given}
+        self._given = [row.claim for row in rows or ()]
+        begun = {claim.id: (claim, ask.run) for claim in self._given}
+        if not ahead.give(rows):  # its horse looks after them
+            self._given = []
+        self._places = {claim.id: place for place, claim in enumerate(self._given)}
+        self._ask, self._next_look = ask.number, clock.monotonic() + LOOK_EVERY
+        return begun
 
     def look(self, desk: Desk) -> None:
         """See whether an owner has cancelled or deleted some of those that wait; then their horse looks itself."""
         now = clock.monotonic()
         self._next_look = now + LOOK_EVERY
-        waiting = self._given[max(0, share_hand().taken - self._before) :]
-        if waiting and not Cancels(desk).unwanted(waiting):
-            share_hand().note_wanted(now)
+        # Those before the row in hand have run.
+        waiting = self._given[self._places.get(share_hand().claim, 0) :]
+        if not Cancels(desk).unwanted(waiting):
+            share_hand().note_wanted(self._ask, now)

@@ -18,13 +18,16 @@ from nih_sched.model import Claim, StartedRow
 from nih_sched.runner.locks import PATIENCE, UNHEARD, acquire_or_die
 
 NOTHING, ASKED, BEGINNING, BEGUN, FAILED = range(5)
-_HEAD = struct.Struct("@qq")  # which of these it is, and how long what follows
+# Which of these it is, and how long what follows; native words are read whole.
+_HEAD, _WORD = struct.Struct("@qq"), struct.Struct("@q")
+BRIEFLY = 0.5  # seconds for which a worker waits for its horse, or for a database, while its horse may wait for it
 TURN = 0.001  # seconds between a horse's looks whether its worker has done it
 
 
 class Ask(NamedTuple):
     """What a horse asks for."""
 
+    number: int  # of the asks of its job
     run: str  # its own: what the worker begins is the horse's to end
     facts: str  # the source, as the horse knows it
     claim_ids: Sequence[int]
@@ -84,15 +87,23 @@ class Ahead:
 
     def accept(self) -> Ask | None:
         """In the worker: what was asked for, which must be given then; None when it isn't any more."""
-        with self._lock:
+        if not self._lock.acquire(timeout=BRIEFLY):
+            return None  # its horse has died, or was frozen, just while it had it
+        try:
             if self._stage != ASKED:
                 return None
             ask = Ask(*pickle.loads(self._said()))  # noqa: S301 - by our own child
             self._put(BEGINNING)
             return ask
+        finally:
+            self._lock.release()
 
-    def give(self, rows: Sequence[StartedRow] | None) -> None:
-        """In the worker: these have begun; None: the horse has to see to it."""
+    def give(self, rows: Sequence[StartedRow] | None) -> bool:
+        """In the worker: these have begun; None: the horse has to see to it.
+
+        Returns:
+            whether the horse has got them.
+        """
         text = b""
         if rows is not None:
             try:
@@ -100,8 +111,8 @@ class Ahead:
             except Exception:  # a value of a type that can't be: the horse reads it itself
                 rows = None
         fits = rows is not None and len(text) <= self.ROOM
-        with self._lock:
-            self._put(BEGUN if fits else FAILED, text if fits else b"")
+        self._put(BEGUN if fits else FAILED, text if fits else b"")
+        return fits
 
     @property
     def _stage(self) -> int:
@@ -113,4 +124,5 @@ class Ahead:
 
     def _put(self, stage: int, said: bytes = b"") -> None:
         self._memory[_HEAD.size : _HEAD.size + len(said)] = said
-        _HEAD.pack_into(self._memory, 0, stage, len(said))
+        _WORD.pack_into(self._memory, 8, len(said))
+        _WORD.pack_into(self._memory, 0, stage)  # last: whoever sees it sees the rest

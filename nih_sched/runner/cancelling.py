@@ -40,12 +40,13 @@ class Waiting:
         desk: the source's.
         rows: in their order.
         since: when they began, or before, by clock.monotonic().
+        ask: the number of the ask at which their worker has begun them, and looks after them; 0: it hasn't.
     """
 
-    def __init__(self, desk: Desk, rows: Sequence[StartedRow], since: float) -> None:
+    def __init__(self, desk: Desk, rows: Sequence[StartedRow], since: float, ask: int = 0) -> None:
         self._desk = desk
         self.rows = rows
-        self._hand = share_hand()
+        self._ask = ask
         self._looked = since
         self._first, self._end = 0, len(rows)  # of those looked at: all have just begun
         self._unwanted: set[int] = set()
@@ -53,8 +54,8 @@ class Waiting:
     def withdrawn(self, number: int) -> Ended | None:
         """How the row with this number ends without having run, if its owner has cancelled or deleted it."""
         now = clock.monotonic()
-        if now - self._looked >= FRESH and not self._unwanted:
-            self._looked = max(self._looked, self._hand.wanted_at)  # its worker may have looked meanwhile
+        if self._ask and now - self._looked >= FRESH and not self._unwanted:
+            self._looked = max(self._looked, share_hand().wanted_at(self._ask))
         if now - self._looked >= FRESH or number >= self._end:
             # Those alone whose turn may come before the next look.
             self._first, self._end = number, number + 2 * (number - self._first) + SOME

@@ -19,8 +19,8 @@ from nih_sched.runner.tail import Tail
 
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
 # what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled,
-# when its worker last saw that no row that waits is unwanted
-_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _WANTED, _START = 0, 8, 16, 24, 32, 40, 48, 56, 64
+# of which rows that it has begun the worker last saw that all that wait are wanted, and when
+_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _WHICH, _WANTED, _START = *range(0, 72, 8), 128
 _SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("@q"), struct.Struct("@d")  # native words are read whole
 _CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("@qq"), struct.Struct("@qqqq")
 
@@ -135,15 +135,16 @@ class Hand:
         self._put(_WRITTEN, 0)
         self._put(_TOLD, 0)
 
-    def note_wanted(self, instant: float) -> None:
-        """In the worker: all that it has begun for its horse were wanted then, by time.monotonic()."""
+    def note_wanted(self, number: int, instant: float) -> None:
+        """In the worker: of what was begun at its horse's ask of this number all that wait were wanted then."""
+        _INSTANT.pack_into(self._memory, _WANTED, 0.0)
+        self._put(_WHICH, number)
         _INSTANT.pack_into(self._memory, _WANTED, instant)
 
-    @property
-    def wanted_at(self) -> float:
-        """In the horse: when that was; 0.0: its worker hasn't looked."""
+    def wanted_at(self, number: int) -> float:
+        """In the horse: when that was, by time.monotonic(); 0.0: its worker hasn't looked."""
         instant: float = _INSTANT.unpack_from(self._memory, _WANTED)[0]
-        return instant
+        return instant if self._get(_WHICH) == number else 0.0  # in this order: the other writes them the other way
 
     @property
     def is_behind(self) -> bool:

@@ -10,7 +10,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
 from nih_sched.model import Claim, Ended, Outcome, Trail
-from nih_sched.runner.advance import BRIEFLY, Advance
+from nih_sched.runner.advance import Advance
+from nih_sched.runner.ahead import BRIEFLY
 from nih_sched.runner.cancelling import Watch
 from nih_sched.runner.hand import Hand, share_hand
 from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
@@ -54,7 +55,7 @@ class Steward:
         self._told = 0
         self._desk: Desk | None = None
         self._begun: dict[int, tuple[Claim, str]] = {}  # what began under this job
-        self._advance = Advance(site, claim_ids)
+        self._advance = Advance(site)
         self._watch = Watch()
 
     @property

@@ -19,6 +19,7 @@ FIRST = 8  # rows of which nothing is known yet
 NARROW = 1000  # characters that a column may hold without being looked at
 LEAST = 0.0003  # seconds that a row must take: with shorter ones, both are busy enough
 LEAD = 0.15  # seconds of rows that the horse begins itself: in that time its worker begins the rest
+CARRIED = 2 * 2**20  # characters or bytes of those at most, as far as can be known before
 WORTH = 200  # rows that its worker begins at least: fewer take the horse 5 ms itself
 
 
@@ -43,7 +44,8 @@ class Portion:
 
     def is_worth_asking(self, count: int) -> bool:
         """Whether to have so many more rows begun, while others run."""
-        return self.asks and self._each >= LEAST and min(count, self.size) >= WORTH
+        some = min(count, self.size)
+        return self.asks and self._each >= LEAST and some >= WORTH and some * self._heaviest <= CARRIED
 
     def timed(self, count: int, seconds: float) -> None:
         """So many rows took so long."""

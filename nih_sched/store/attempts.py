@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from nih_sched import telemetry
@@ -246,7 +246,9 @@ class Attempts:
         for claim in claims:
             closed = connection.execute(
                 update(attempts)
-                .where(attempts.c.id == claim.id, attempts.c.open_key.is_not(None), attempts.c.started_at.is_(None))
+                .where(attempts.c.id == claim.id, attempts.c.open_key.is_not(None), attempts.c.finished_at.is_(None))
+                # One of this run's has begun unheard: its row hasn't run.
+                .where(or_(attempts.c.started_at.is_(None), attempts.c.run == self.run))
                 .values(
                     open_key=None,
                     due_at=None,

@@ -18,7 +18,7 @@ from nih_sched.runner import ahead as module
 from nih_sched.runner import locks
 from nih_sched.runner.ahead import Ahead, Ask
 
-ASK = Ask("run", "facts", [3, 4])
+ASK = Ask(1, "run", "facts", [3, 4])
 ROWS = [
     StartedRow(
         Claim(3, ("k", 1), "rq", first=2, earlier=1), {"a": Decimal("1.50"), "b": datetime(2026, 1, 1, tzinfo=UTC)}
@@ -59,7 +59,7 @@ def test_a_worker_gives_what_its_horse_has_asked_for() -> None:
     with horse(work) as code:
         assert accepted(ahead) == ASK
         assert ahead.accept() is None
-        ahead.give(ROWS)
+        assert ahead.give(ROWS)
         assert code() == 0
     assert not ahead.has_failed
 
@@ -101,7 +101,7 @@ def test_so_it_does_what_the_worker_cannot_give(rows: list[StartedRow] | None) -
     ahead = Ahead()
     ahead.ask(ASK)
     ahead.accept()
-    ahead.give(rows)
+    assert not ahead.give(rows)
     assert ahead.collect() is None
     assert ahead.has_failed
     ahead.ask(ASK)  # it may be asked again
@@ -111,3 +111,13 @@ def test_so_it_does_what_the_worker_cannot_give(rows: list[StartedRow] | None) -
     ahead.ask(ASK)
     ahead.reset()
     assert not ahead.is_asked
+
+
+def test_a_worker_does_not_wait_for_a_horse_that_died_with_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BRIEFLY", 0.1)
+    ahead = Ahead()
+    ahead.ask(ASK)
+    with horse(ahead._lock.acquire) as code:
+        assert code() == 0
+    assert ahead.accept() is None
+    assert not ahead.give(None)

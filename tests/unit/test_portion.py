@@ -9,7 +9,7 @@ from sqlalchemy import JSON, Column, Integer, LargeBinary, String, Text
 from sqlalchemy.types import NullType
 
 from nih_sched.model import Claim, StartedRow
-from nih_sched.runner.portion import FIRST, LEAD, LEAST, LIMIT, NARROW, WORTH, Portion
+from nih_sched.runner.portion import CARRIED, FIRST, LEAD, LEAST, LIMIT, NARROW, WORTH, Portion
 
 
 def rows(*values: Any, name: str = "wide") -> list[StartedRow]:
@@ -88,8 +88,12 @@ def test_what_is_read_with_care_is_not_asked_for() -> None:
     portion.timed(100, 0.1)
     assert portion.lead(2000) == FIRST
     assert not portion.is_worth_asking(2000)
-    for _ in range(10):
-        portion.note(rows("x" * (LIMIT // WORTH)))
+    for _ in range(20):
+        portion.note(rows("x" * (CARRIED // 2000)))
     assert portion.lead(2000) == int(LEAD * 1000)
+    assert portion.is_worth_asking(2000)
+    portion.note(rows("x" * (CARRIED // 1000)))
+    assert not portion.is_worth_asking(2000)
+    assert portion.is_worth_asking(1000)
     portion.note(rows("x" * (LIMIT // WORTH * 2)))
     assert portion.lead(2000) == portion.size == WORTH // 2
