@@ -13,7 +13,8 @@ from nih_sched.wake import Sign, Wake
 FULL_WAIT = 0.05  # seconds between ticks while the queue is full
 BUSY_WAIT = 0.02  # seconds between ticks while there is more to claim
 QUIET = 0.012  # seconds after a tick for which signs wait, so that many rows that come one by one make one tick
-GLANCE = 0.01  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
+STIRRED = 0.014  # seconds for which they wait at most while rows move, or lately did
+GLANCE = 0.007  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
 SHARE = 0.02  # or, if that is longer, this share of the time since one was there
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
 TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
@@ -106,7 +107,7 @@ class Pace:
         if self.other_pause or seen.ready or (seen.moving and not self.moving) or seen.due == 0.0:
             return True
         # Perhaps a commit of our own workers, or of nobody of ours: the more of them, the longer the next one waits.
-        longest = BUSY_WAIT if now < self._brisk_until else OPEN_WAIT
+        longest = STIRRED if now < self._brisk_until else OPEN_WAIT
         self._be_quiet(min(2 * max(self._quiet, BUSY_WAIT), longest) if sign is Sign.CHANGE else 0.0)
         if rows:
             self._next_table = now + poll

@@ -39,7 +39,7 @@ class Wake:
 
 
 @pytest.mark.parametrize(
-    ("since", "pause"), [(0.02, 0.01), (0.4, 0.01), (1.0, 0.02), (4.0, 0.08), (4.99, 0.0998), (5.01, 9.0)]
+    ("since", "pause"), [(0.02, 0.007), (0.4, 0.008), (1.0, 0.02), (4.0, 0.08), (4.99, 0.0998), (5.01, 9.0)]
 )
 def test_the_longer_nothing_has_come_the_more_rarely_it_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, since: float, pause: float
