@@ -121,14 +121,24 @@ class Records:
 
     def make_renew(self) -> Any:
         """The statement that renews the lease; its parameters are in given(..., leased=True)."""
-        leases = self._desk.ledger.leases
-        statement = update(leases).where(leases.c.id == bindparam("its_lease"), leases.c.died.is_(None))
-        return statement.values(
-            beat=leases.c.beat + 1,
-            horse=bindparam("its_horse"),
-            horse_born=bindparam("its_born"),
-            lease_until=After(bindparam("its_seconds", type_=Float())),
-        )
+        return update(self._desk.ledger.leases).where(self.holds_lease).values(self.renewed)
+
+    @property
+    def holds_lease(self) -> ColumnElement[bool]:
+        """Of a lease: it is this run's, and alive."""
+        c = self._desk.ledger.leases.c
+        return (c.id == bindparam("its_lease")) & c.died.is_(None)
+
+    @property
+    def renewed(self) -> dict[Any, Any]:
+        """What is written into it."""
+        c = self._desk.ledger.leases.c
+        return {
+            c.beat: c.beat + 1,
+            c.horse: bindparam("its_horse"),
+            c.horse_born: bindparam("its_born"),
+            c.lease_until: After(bindparam("its_seconds", type_=Float())),
+        }
 
     def given(self, claim_ids: Sequence[int], *, known: bool = False, leased: bool = False) -> dict[str, Any]:
         """Parameters of statements on these claims.
