@@ -42,7 +42,7 @@ class Traces:
         """Before the first row of another job, in a process in which the one before has left nothing behind."""
         self._environment = dict(self._raw)
         self._see_streams()
-        self._before, self._closely_before = self._look(COMMON), _look_closely()
+        self._before, self._blocked = self._look(COMMON), _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._childless = not _has_children()  # a stock worker's horse has got its keeper meanwhile
         self._next_closely = 0.0
 
@@ -55,8 +55,7 @@ class Traces:
 
         Args:
             thoroughly: look at every signal and limit, as is affordable once in a while.
-            closely: at children, blocked signals and the limit of open files in any case, not only if that was some
-                milliseconds ago.
+            closely: at children and blocked signals in any case, not only if that was some milliseconds ago.
         """
         try:
             return self._left(thoroughly=thoroughly, closely=closely)
@@ -74,7 +73,7 @@ class Traces:
         if now < self._next_closely and not closely:
             return False
         self._next_closely = now + CLOSELY_EVERY
-        return _look_closely() != self._closely_before or (self._childless and _has_children())
+        return _signal.pthread_sigmask(signal.SIG_BLOCK, ()) != self._blocked or (self._childless and _has_children())
 
     def _look(self, signals: Sequence[int]) -> tuple[Any, ...]:
         try:
@@ -89,11 +88,8 @@ class Traces:
             *(sys.getrecursionlimit(), [*sys.path], sys.stdout, sys.stderr),
             *(getattr(out, "closed", None), getattr(err, "closed", None)),
             *map(_signal.getsignal, signals),
+            resource.getrlimit(resource.RLIMIT_NOFILE),
         )
-
-
-def _look_closely() -> tuple[Any, ...]:
-    return _signal.pthread_sigmask(signal.SIG_BLOCK, ()), resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def _limits() -> tuple[Any, ...]:
