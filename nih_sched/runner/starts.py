@@ -45,19 +45,18 @@ class Starts:
         now = clock.monotonic()
         if self._given:
             self._portion.timed(self._given[0], now - self._given[1])
-        if self._asked:
+        asked, self._asked = self._asked, []
+        if asked:
             rows = share_hand().ahead.collect()
             if rows is not None:
                 return self._note(Waiting(self._desk, rows, self._asked_at, self._asks))
             self._portion.asks &= not share_hand().ahead.has_failed
-            asked, self._asked = self._asked, []
             return self._note(Waiting(self._desk, self._start(asked), now))
         if self.waiting:
             return self._note(Waiting(self._desk, self._start(self._next(self._portion.lead(len(self.waiting)))), now))
         return None
 
     def _note(self, begun: Waiting) -> Waiting:
-        self._asked = []
         self._given = len(begun.rows), clock.monotonic()
         self.have_begun = self.have_begun or bool(begun.rows)
         return begun

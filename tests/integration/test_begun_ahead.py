@@ -46,13 +46,20 @@ def fill(work: Work, at: int = 0) -> None:
     (work.folder / "begun_ahead.py").write_text(f"AT = {at}\n{HANDLERS}")
 
 
+def burst(work: Work, handler: str, *more: str) -> list[str]:
+    """Run all that is ready, which must succeed; what the scheduler said."""
+    line = ("--job", f"begun_ahead:{handler}", "--burst", *LINE, *more)
+    done = scheduler(*line, env=work.env, cwd=work.folder)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
+
+
 def test_a_worker_begins_the_rest(work: Work) -> None:
     fill(work)
-    done = scheduler("--job", "begun_ahead:short", "--burst", *LINE, env=work.env, cwd=work.folder)
-    assert done.returncode == 0, done.stderr
+    said = burst(work, "short")
     assert work.ran() == ONCE
     assert work.states() == {"Done": len(ROWS)}
-    begun = [int(line.split()[-3]) for line in done.stderr.splitlines() if line.endswith("rows started")]
+    begun = [int(line.split()[-3]) for line in said if line.endswith("rows started")]
     first, lead, rest, last = begun
     assert (first, lead + rest, last) == (600, 600, 100)
     assert 10 < lead < 200
@@ -63,8 +70,7 @@ def test_a_worker_begins_the_rest(work: Work) -> None:
 @pytest.mark.parametrize("at", AT)
 def test_one_that_kills_its_horse_is_the_only_one_that_runs_again(lite: Work, at: int) -> None:
     fill(lite, at)
-    line = ("--job", "begun_ahead:one_dies_once", "--burst", "--tries", "2", *LINE)
-    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 0
+    burst(lite, "one_dies_once", "--tries", "2")
     assert lite.states() == {"Done": len(ROWS)}
     assert lite.ran() == ONCE | {str(at): 2}
     assert [a.outcome for a in lite.attempts(at)] == ["crashed", "done"]
@@ -79,17 +85,14 @@ def test_a_stop_gives_back_what_was_begun_ahead(lite: Work, at: int) -> None:
         assert process.wait(20) == 0
     assert set(lite.states()) == {"Done", "Pending"}
     assert [a.outcome for a in lite.attempts(at)] == ["interrupted"]
-    line = ("--job", "begun_ahead:one_stays_once", "--burst", *LINE)
-    assert scheduler(*line, env=lite.env, cwd=lite.folder).returncode == 0
+    burst(lite, "one_stays_once")
     assert lite.ran() == ONCE | {str(at): 2}
 
 
 @pytest.mark.parametrize("at", AT)
 def test_so_does_a_row_that_turns_out_to_be_long(lite: Work, at: int) -> None:
     fill(lite, at)
-    line = ("--job", "begun_ahead:one_stays_once", "--burst", "--tries", "1", *LINE, "--timeout", "3")
-    two = ("--max-concurrent-jobs", "2")
-    assert scheduler(*line, *two, env=lite.env, cwd=lite.folder).returncode == 0
+    burst(lite, "one_stays_once", "--tries", "1", "--timeout", "3", "--max-concurrent-jobs", "2")
     assert lite.ran() == ONCE | {str(at): 2}
     assert [a.outcome for a in lite.attempts(at)] == ["timed out", "done"]
 
