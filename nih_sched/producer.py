@@ -110,10 +110,10 @@ class Producer:
     def is_over(self, tick: Tick) -> bool:
         """Whether --burst or --max-rows has reached its end."""
         if self._left is not None and self._left <= 0:
-            return self.looks.open_claims(self.name) == 0
+            return not self.looks.open_claims_up_to(1, self.name)
         if not self._settings.burst or tick.claimed or tick.sent or tick.room <= 0:
             return False
-        return self.looks.open_claims() == 0 and self.looks.ready_up_to(1) == 0
+        return not self.looks.open_claims_up_to(1) and not self.looks.ready_up_to(1)
 
     def ended(self) -> dict[str, int]:
         """How many claims ended since this producer began, by outcome; under --max-rows only its own."""

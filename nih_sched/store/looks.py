@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, case, func, literal, or_, select
+from sqlalchemy import Connection, Integer, Select, bindparam, case, func, literal, literal_column, or_, select
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched import clock
@@ -19,6 +19,7 @@ from nih_sched.store.retries import seconds_between, sent, waiting
 
 MOST_OPEN = 100_000  # open claims that are looked at
 UNSEEN = 100_000  # ids that may have been given out in transactions which haven't committed yet
+_ONE: ColumnElement[int] = literal_column("1", Integer)
 WALK = 0.1  # seconds for which failures are looked for
 STEP, MOST = 2000, 32_000  # records of the walk's first step, and of its longest
 FINAL_FAILURES = (Outcome.FAILED.value, Outcome.TIMED_OUT.value, Outcome.CRASHED.value, Outcome.LOST.value)
@@ -56,23 +57,24 @@ class Looks:
 
     def ready_up_to(self, limit: int) -> int:
         """How many rows are ready to be claimed, counted to `limit` at most."""
-        some = (
-            select(self._desk.rows.keys[0])
-            .where(self._desk.is_ready, self._unpaused)
-            .limit(bindparam("ready_limit", limit))
-            .subquery()
-        )
+        some = self._first_ready(self._desk.rows.keys[0]).limit(bindparam("ready_limit", limit)).subquery()
         return int(self._desk.read(lambda c: c.execute(select(func.count()).select_from(some)).scalar_one()))
+
+    def _first_ready(self, fact: ColumnElement[Any]) -> Select[Any]:
+        # In the claims' order: else PostgreSQL reads the table, without the index, where it takes many rows for ready
+        # that have ended since it last counted.
+        rows = self._desk.rows
+        return select(fact).where(self._desk.is_ready, self._unpaused).order_by(*rows.keys)
 
     def around(self, *, rows: bool) -> Seen:
         """What there is to do, in one statement; with `rows`, the table is looked at too, and not the ledger alone."""
         desk, attempts = self._desk, self._attempts
         c = attempts.c
         ours = (c.source == desk.source.name) & (c.open_key > "")  # not NULL, said so that SQLite uses the index
-        moving = select(c.id).where(ours, or_(c.started_at.is_not(None), sent(attempts)))
+        moving = select(_ONE).where(ours, or_(c.started_at.is_not(None), sent(attempts))).order_by(c.open_key)
         next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name), self._unpaused)
         query = select(
-            _is_any(select(desk.rows.keys[0]).where(self._desk.is_ready, self._unpaused)) if rows else literal(0),
+            _is_any(self._first_ready(_ONE)) if rows else literal(0),
             _is_any(moving),
             next_due.scalar_subquery(),
             Now(),
@@ -88,12 +90,18 @@ class Looks:
         query = select(status, func.count()).group_by(status)
         return {row[0]: row[1] for row in self._desk.read(lambda c: c.execute(query).all())}
 
-    def open_claims(self, producer: str | None = None) -> int:
-        """How many claims of this source (and of one producer) haven't ended: queued, running, waiting to retry."""
+    def open_claims_up_to(self, limit: int, producer: str | None = None) -> int:
+        """How many claims haven't ended: queued, running, waiting to retry.
+
+        Args:
+            limit: counted to so many at most.
+            producer: only those that this one opened, of this source's.
+        """
         c = self._attempts.c
-        query = select(func.count()).where(c.open_key > "", c.source == self._desk.source.name)
+        some = select(c.id).where(c.open_key > "", c.source == self._desk.source.name)
         if producer is not None:
-            query = query.where(c.claimed_by == producer)
+            some = some.where(c.claimed_by == producer)
+        query = select(func.count()).select_from(some.order_by(c.open_key).limit(limit).subquery())
         return int(self._desk.read(lambda connection: connection.execute(query).scalar_one()))
 
     def open_ends(self) -> tuple[int | None, bool, int | None]:
@@ -187,7 +195,8 @@ class Looks:
 
 
 def _is_any(query: Select[Any]) -> ColumnElement[int]:
-    return case((query.exists(), 1), else_=0)
+    # Not EXISTS: of a query in it PostgreSQL ignores the order.
+    return func.coalesce(query.limit(1).scalar_subquery(), 0)
 
 
 def _instant(connection: Connection) -> datetime:

@@ -54,6 +54,30 @@ def test_a_look_sees_what_there_is_to_do(place: Place) -> None:
     assert around(desk).ready
 
 
+@only("postgresql")
+def test_looks_need_the_index_alone_whatever_the_database_believes(place: Place) -> None:
+    place.jobs(*["Pending"] * 5000)
+    desk = place.desk()
+    rows = desk.rows
+    desk.dialect.recommended_index(rows.table, rows.status, "Pending", rows.keys).create(place.engine)
+    place.run("ANALYZE jobs")  # all ready
+    claims = claim(desk, 5000, few=0)
+    place.run("ANALYZE nih_sched_attempts")  # all open
+    place.run("UPDATE jobs SET state = CASE WHEN id = 5000 THEN 'Pending' ELSE 'Done' END")
+    place.run("UPDATE nih_sched_attempts SET open_key = NULL WHERE id > :first", first=claims[1].id)
+
+    def scans() -> list[tuple[Any, ...]]:
+        desk.read(lambda connection: connection.execute(text("SELECT pg_stat_force_next_flush()")))
+        return place.run("SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname LIKE '%s' ORDER BY 1")
+
+    looks, before = Looks(desk), scans()
+    assert around(desk) == replace(NOTHING, ready=True, moving=True)
+    assert (looks.ready_up_to(1), looks.ready_up_to(100)) == (1, 1)
+    assert (looks.open_claims_up_to(1), looks.open_claims_up_to(9)) == (1, 2)
+    assert looks.open_claims_up_to(9, "producer") == 2
+    assert scans() == before
+
+
 def test_a_look_keeps_to_where(place: Place) -> None:
     place.jobs("Pending", "Pending")
     assert around(place.desk(where="id > 2 -- two")) == NOTHING
