@@ -44,7 +44,7 @@ class Reconciler:
         self._leader = Leader(desk, name, host.host_id(), pid, host.born(pid) or 0)
         self._leads = False
         self._beats: Standstill[str] = Standstill()
-        self._uncarried: Standstill[int] = Standstill()
+        self._uncarried: Standstill[str] = Standstill()  # jobs
         self._dead_workers: deque[str] = deque(maxlen=1000)  # that RQ may take for alive, for some minutes
         self._next = self._next_renewal = self._next_gone = self._next_rest = self._next_carry = 0.0
         self._busy = clock.boot()  # when there was last anything to look after
@@ -182,19 +182,17 @@ class Reconciler:
         self._next_carry = began + min(LONGEST, SHARE * (clock.boot() - began))
 
     def _look_for_uncarried(self) -> None:
-        places = self._retries.carriers()
-        queued = broker.queued_ids(self._queue) if places else set()
-        places = {claim_id: rq_id for claim_id, rq_id in places.items() if rq_id not in queued}
-        still = self._uncarried.see(clock.boot(), places, longest_gap=10 * EVERY)
+        jobs = self._retries.carriers()
+        if jobs:
+            jobs -= broker.queued_ids(self._queue)
+        still = self._uncarried.see(clock.boot(), dict.fromkeys(jobs), longest_gap=10 * EVERY)
+        overdue = {rq_id: seconds for rq_id, seconds in still.items() if seconds >= UNCARRIED_AFTER}
+        gone = {rq_id for rq_id, seconds in overdue.items() if not self._may_begin(rq_id, seconds)}
         lost: dict[str, list[Claim]] = {}  # by the job that carried them
-        overdue = [claim_id for claim_id, seconds in still.items() if seconds >= UNCARRIED_AFTER]
-        for claim in self._retries.unstarted(overdue) if overdue else []:
-            if claim.rq_id == places[claim.id]:
-                lost.setdefault(claim.rq_id, []).append(claim)
+        for claim in self._retries.unstarted(gone) if gone else []:
+            lost.setdefault(claim.rq_id, []).append(claim)
         again = 0
         for old, claims in lost.items():
-            if self._may_begin(old, min(still[claim.id] for claim in claims)):
-                continue
             rq_id = broker.new_rq_id()
             if ours := [claim for claim in claims if self._retries.hand_over(claim, rq_id)]:
                 broker.send(self._queue, [broker.job_for(self._desk.source, ours, rq_id)])

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, case, or_, select, update
+from sqlalchemy import Column, Connection, Select, Table, bindparam, case, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from nih_sched.dialects import After, Now
 from nih_sched.model import Claim, decode_key
 from nih_sched.store.desk import FOREVER, Desk
 
-PAGE = 1000  # open claims that are looked at together
+PAGE = 2000  # open claims that are looked at together
 
 
 @dataclass(frozen=True)
@@ -94,32 +94,41 @@ class Retries:
             connection.execute(statement, [{"its_id": one, "its_rq_id": rq_ids[one]} for one in found])
         return found
 
-    def unstarted(self, among: Sequence[int] | None = None) -> list[Claim]:
-        """Claims (of these) that were sent, haven't begun, and don't wait for a time."""
+    def unstarted(self, rq_ids: Container[str] | None = None) -> list[Claim]:
+        """Claims (carried by these jobs) that were sent, haven't begun, and don't wait for a time."""
         c = self._attempts.c
-        query = select(c.id, c.row_key, c.rq_id, c.attempt, c.failures, c.tries).where(self._unstarted)
-        if among is not None:
-            query = query.where(self._desk.among(c.id, among))
-        return [_claim(row) for row in self._desk.read(lambda connection: connection.execute(query).all())]
-
-    def carriers(self) -> dict[int, str]:
-        """By claim id, the RQ id of each claim that unstarted() would give."""
-        carriers: dict[int, str] = {}
-        after = ""
-        query = self._desk.once("open ones", self._make_open_ones)
-        while True:
+        query = self._open_ones(c.id, c.row_key, c.attempt, c.failures, c.tries)
+        found: list[Claim] = []
+        after: str | None = ""
+        while after is not None:
             page = self._desk.read(partial(_page, query, after))
-            carriers |= {claim_id: rq_id for claim_id, rq_id, _, is_unstarted in page if is_unstarted}
-            if len(page) < PAGE:
-                return carriers
-            after = page[-1].open_key
+            found += [_claim(row) for row in page if row.is_unstarted and (rq_ids is None or row.rq_id in rq_ids)]
+            after = page[-1].open_key if len(page) == PAGE else None
+        return found
 
-    def _make_open_ones(self) -> Any:
+    def carriers(self) -> set[str]:
+        """The RQ ids of the jobs that carry what unstarted() would give."""
+        query = self._desk.once("carriers", self._make_carriers)
+        found = set[str]()
+        after: str | None = ""
+        while after is not None:
+            page = self._desk.read(partial(_page, query, after))
+            found |= {row.rq_id for row in page if row.is_unstarted}
+            after = max(row.last for row in page) if sum(row.number for row in page) == PAGE else None
+        return found
+
+    def _make_carriers(self) -> Any:
+        some = self._open_ones().subquery()
+        last, any_unstarted = func.max(some.c.open_key), func.max(some.c.is_unstarted)
+        facts = (last.label("last"), any_unstarted.label("is_unstarted"), func.count().label("number"))
+        return select(some.c.rq_id, *facts).group_by(some.c.rq_id)
+
+    def _open_ones(self, *facts: Column[Any]) -> Select[Any]:
         # In order and in pages, so that PostgreSQL walks the index: that alone forgets the entries of what has ended,
         # which else are looked up again each time until a vacuum comes.
         c = self._attempts.c
         is_unstarted = _flag(self._unstarted).label("is_unstarted")
-        query = select(c.id, c.rq_id, c.open_key, is_unstarted).where(c.open_key > bindparam("after_key"))
+        query = select(*facts, c.rq_id, c.open_key, is_unstarted).where(c.open_key > bindparam("after_key"))
         return query.order_by(c.open_key).limit(PAGE)
 
     def hand_over(self, claim: Claim, rq_id: str) -> bool:

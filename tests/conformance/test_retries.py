@@ -68,7 +68,9 @@ def test_all_open_claims_have_a_carrier_however_many(place: Place) -> None:
     for page in (1, 3, 5, 7, 8):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("nih_sched.store.retries.PAGE", page)
-            assert Retries(place.desk()).carriers() == {one.id: one.rq_id for one in claims[2:]}
+            assert Retries(place.desk()).carriers() == {one.rq_id for one in claims[2:]}
+            assert {one.id for one in Retries(place.desk()).unstarted()} == {one.id for one in claims[2:]}
+            assert Retries(place.desk()).unstarted({claims[1].rq_id, claims[4].rq_id}) == [claims[4]]
 
 
 def test_one_of_several_producers_takes_a_due_claim(place: Place) -> None:
