@@ -16,7 +16,7 @@ AIM = 2.0  # seconds of work in one job: what RQ and two commits cost it, some 1
 MOST = TAKEN  # rows in one job: it carries rows of one claim
 FIRST_EVERY = 0.02  # seconds between looks until some rows have run
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
-BEHIND_EVERY = 1.0  # seconds between counts of ready rows of which there are plenty
+BEHIND_EVERY = 5.0  # seconds between counts of ready rows of which there should be plenty
 REMEMBERED = 100  # claims of ours whose run times are looked at
 
 
@@ -28,9 +28,9 @@ class Batches:
         self._looks = looks
         self._fixed = fixed
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
-        self._size = 1
+        self._size = 0  # 0: nothing is known
         self._next_look = self._next_count = 0.0
-        self._behind = 0  # ready rows that the last claim left, as far as counted; 0: unknown
+        self._behind = 0.0  # ready rows that the last claim left, as far as counted; 0: unknown
 
     def sent(self, claims: Sequence[Claim]) -> None:
         """Remember some of these claims, to see how long they will have run."""
@@ -39,29 +39,31 @@ class Batches:
     @property
     def size(self) -> int:
         """How many rows the next jobs may carry. Nothing is known at first: then it is one."""
-        return self._fixed or self._size
+        return self._fixed or self._size or 1
 
     def size_for(self, workers: int) -> int:
         """The same for so many workers: near the end batches get smaller, so that all of them come to it together."""
         size = self.size
         return min(size, max(size // 8, math.ceil(self._behind / (2 * workers)))) if self._behind else size
 
-    def note_claim(self, claimed: int, room: int, size: int, workers: int) -> None:
+    def note_claim(self, claimed: int, room: int, size: int, workers: int, ours: int) -> None:
         """See how many ready rows a claim has left, exactly if they are few.
 
-        Counted to several times that, once in a while: others may be claiming too.
+        Counted to several times that, and not again until they should have become few: of many it takes a while. Others
+        may be claiming too, each what its workers need.
 
         Args:
             claimed: how many rows were.
             room: how many could have been.
             size: of the batches that they were put into.
             workers: as of size_for().
+            ours: how many of them are this producer's.
         """
         if claimed != room or size <= 1 or self._fixed:
             self._behind = 0
             return
         few, now = 2 * workers * self.size, clock.monotonic()
-        self._behind -= claimed
+        self._behind -= claimed * max(1.0, workers / ours)
         if self._behind < few or now >= self._next_count:
             self._behind, self._next_count = self._looks.ready_up_to(4 * few), now + BEHIND_EVERY
 
@@ -69,8 +71,11 @@ class Batches:
     def ahead(self) -> int:
         """How many jobs should wait in Redis for each worker: enough that none idles, else rows wait in the table.
 
-        A job of several rows takes its time, unless there are so many because they take none.
+        A job of several rows takes its time, unless there are so many because they take none. And of single rows, sent
+        while nothing is known, each that waits puts better jobs off.
         """
+        if not self._fixed and not self._size:
+            return 1
         return 2 if not self._fixed and 1 < self._size < MOST else 4
 
     def look(self) -> None:

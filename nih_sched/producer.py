@@ -20,6 +20,7 @@ from nih_sched.model import Claim, State
 from nih_sched.pace import Pace, Tick
 from nih_sched.settings import Settings
 from nih_sched.store import Claims, Desk, Due, Looks, Retries
+from nih_sched.store.claims import TAKEN
 from nih_sched.store.desk import register
 from nih_sched.store.marks import note_redis
 from nih_sched.store.pauses import Pauses
@@ -41,6 +42,9 @@ class Rescuer(Protocol):
 
     def rest(self) -> None:
         """Called while none is."""
+
+    def doubt_redis(self) -> None:
+        """Called when Redis is back."""
 
 
 class Producer:
@@ -79,11 +83,13 @@ class Producer:
         # While nothing moves and Redis is heard, nothing waits there: a new row is spared the question.
         asks = self._pace.moving or self._away or not self._hears_redis
         size, waiting = self._batches.size_for(workers), broker.waiting(self._queue) if asks else 0
-        room = (workers * self._batches.ahead - waiting) * size
+        hungry = max(1, workers - waiting)
+        # Whoever is hungry eats first: what would fill the queue takes longer to claim.
+        room = min((workers * self._batches.ahead - waiting) * size, max(hungry * size, TAKEN))
         if self._left is not None:
             room = min(room, self._left)
-        claimed = self._claim(room, size, max(1, workers - waiting)) if room > 0 else 0
-        self._batches.note_claim(claimed, room, size, workers)
+        claimed = self._claim(room, size, hungry) if room > 0 else 0
+        self._batches.note_claim(claimed, room, size, workers, self._settings.max_concurrent_jobs)
         # What has waited for seconds can wait for a new row, and until that has started: the cores are busy with it.
         if 0 < claimed < room and self._put_off < PUT_OFF:
             self._put_off += 1
@@ -187,6 +193,7 @@ class Producer:
                 telemetry.emit(f"{server}_back")
             if "redis" in self._away:
                 self._note_redis(away=False)
+                rescuer.doubt_redis()
             self._away.clear()
             sign = pace.wait(wake)
         return None
@@ -197,8 +204,15 @@ class Producer:
             self._workers = broker.worker_count(self._queue)
 
     def _claim(self, room: int, size: int, hungry: int) -> int:
+        jobs = set[str]()
+
+        def ids(count: int) -> list[str]:
+            found = rq_ids(count, size, max(1, hungry - len(jobs)))
+            jobs.update(found)
+            return found
+
         try:
-            claims = self._claims.claim(room, lambda count: rq_ids(count, size, hungry), hungry)
+            claims = self._claims.claim(room, ids, hungry)
         except DBAPIError as error:
             if self._desk.dialect.is_transient(error):
                 raise

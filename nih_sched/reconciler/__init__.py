@@ -22,7 +22,7 @@ EVERY = 1.0  # seconds between ticks
 RENEW_EVERY = 3.0  # seconds between a leader's renewals
 UNCARRIED_AFTER = 1.8  # seconds for which a claim must be seen to stand nowhere: RQ's own steps take less
 SLOW = 15.0  # seconds for which a worker that we don't know to be dead may take to begin: imports, a stock one's
-SHARE, LONGEST = 50, 5.0  # from one look for them to the next: so many times what it took, and seconds at most
+SHARE, LONGEST = 50, 15.0  # from one look for them to the next: so many times what it took, and seconds at most
 AT_ONCE = 500
 PATIENCE = 1.0  # seconds for a row that its owner has locked
 LINGER = 5.0  # seconds for which the watch goes on after the source's last claim has ended
@@ -109,6 +109,10 @@ class Reconciler:
             self._beats.cut_off()
             self._uncarried.cut_off()
             raise
+
+    def doubt_redis(self) -> None:
+        """It was away, and may have lost what it held: look for that at the next tick."""
+        self._next_carry = 0.0
 
     def close(self) -> None:
         """Let another lead, at once."""

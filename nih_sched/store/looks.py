@@ -18,6 +18,7 @@ from nih_sched.store.pauses import unpaused
 from nih_sched.store.retries import seconds_between, sent, waiting
 
 MOST_OPEN = 100_000  # open claims that are looked at
+HEADS = 100  # retries, of any source, among which the first of ours is looked for
 UNSEEN = 100_000  # ids that may have been given out in transactions which haven't committed yet
 _ONE: ColumnElement[int] = literal_column("1", Integer)
 WALK = 0.1  # seconds for which failures are looked for
@@ -72,15 +73,21 @@ class Looks:
         c = attempts.c
         ours = (c.source == desk.source.name) & (c.open_key > "")  # not NULL, said so that SQLite uses the index
         moving = select(_ONE).where(ours, or_(c.started_at.is_not(None), sent(attempts))).order_by(c.open_key)
-        next_due = select(func.min(c.due_at)).where(waiting(attempts, desk.source.name), self._unpaused)
+        # By order and limit alone PostgreSQL uses the index whatever it believes of the ledger.
+        waits = waiting(attempts, desk.source.name) & self._unpaused
+        heads = select(c.due_at, case((waits, c.due_at)).label("ours")).where(c.due_at.is_not(None))
+        first = heads.order_by(c.due_at).limit(HEADS).subquery()
         query = select(
             _is_any(self._first_ready(_ONE)) if rows else literal(0),
             _is_any(moving),
-            next_due.scalar_subquery(),
+            func.min(first.c.ours),
+            func.count(),
             Now(),
             case((self._unpaused, 0), else_=1),
-        )
-        ready_one, moving_one, due, now, paused = desk.read(lambda connection: connection.execute(query).one())
+        ).select_from(first)
+        ready_one, moving_one, due, seen, now, paused = desk.read(lambda connection: connection.execute(query).one())
+        if due is None and seen == HEADS:  # all of them others'
+            due = desk.read(lambda connection: connection.execute(select(func.min(c.due_at)).where(waits)).scalar())
         wait = None if due is None else max(0.0, seconds_between(now, due))
         return Seen(bool(ready_one), bool(moving_one), bool(paused), wait)
 

@@ -54,6 +54,12 @@ def test_a_look_sees_what_there_is_to_do(place: Place) -> None:
     assert around(desk).ready
 
 
+def scans(place: Place, desk: Desk) -> list[tuple[Any, ...]]:
+    """How often PostgreSQL has read each table in whole, what this desk has asked included."""
+    desk.read(lambda connection: connection.execute(text("SELECT pg_stat_force_next_flush()")))
+    return place.run("SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname LIKE '%s' ORDER BY 1")
+
+
 @only("postgresql")
 def test_looks_need_the_index_alone_whatever_the_database_believes(place: Place) -> None:
     place.jobs(*["Pending"] * 5000)
@@ -65,17 +71,36 @@ def test_looks_need_the_index_alone_whatever_the_database_believes(place: Place)
     place.run("ANALYZE nih_sched_attempts")  # all open
     place.run("UPDATE jobs SET state = CASE WHEN id = 5000 THEN 'Pending' ELSE 'Done' END")
     place.run("UPDATE nih_sched_attempts SET open_key = NULL WHERE id > :first", first=claims[1].id)
-
-    def scans() -> list[tuple[Any, ...]]:
-        desk.read(lambda connection: connection.execute(text("SELECT pg_stat_force_next_flush()")))
-        return place.run("SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname LIKE '%s' ORDER BY 1")
-
-    looks, before = Looks(desk), scans()
+    looks, before = Looks(desk), scans(place, desk)
     assert around(desk) == replace(NOTHING, ready=True, moving=True)
     assert (looks.ready_up_to(1), looks.ready_up_to(100)) == (1, 1)
     assert (looks.open_claims_up_to(1), looks.open_claims_up_to(9)) == (1, 2)
     assert looks.open_claims_up_to(9, "producer") == 2
-    assert scans() == before
+    assert scans(place, desk) == before
+
+
+@only("postgresql")
+def test_looks_need_no_analyzed_ledger(place: Place) -> None:
+    place.jobs()
+    desk = place.desk()
+    ended = "'x', 's', 1, 0, 0, 'me', now() FROM generate_series(1, 50000)"
+    facts = "row_key, source, attempt, failures, tries, claimed_by, claimed_at"
+    place.run(f"INSERT INTO nih_sched_attempts ({facts}) SELECT {ended}")
+    before = scans(place, desk)
+    assert around(desk) == NOTHING
+    assert scans(place, desk)[1:] == before[1:]  # of an empty table it reads all
+
+
+def test_a_look_sees_its_own_next_retry_behind_those_of_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nih_sched.store.looks.HEADS", 2)
+    place.jobs(*["Other"] * 3, "Pending")
+    desk, other = place.desk(delay=500.0), place.desk(ready_val="Other", delay=100.0)
+    for its, many in ((other, 3), (desk, 1)):
+        failed(its, many)
+    assert around(desk).due == pytest.approx(500.0, abs=30)
+    assert around(other).due == pytest.approx(100.0, abs=30)
+    Pauses(desk).pause([desk.source.name], "me", None)
+    assert around(desk).due is None
 
 
 def test_a_look_keeps_to_where(place: Place) -> None:
@@ -141,6 +166,9 @@ class Nobody:
         pass
 
     def rest(self) -> None:
+        pass
+
+    def doubt_redis(self) -> None:
         pass
 
 

@@ -99,21 +99,36 @@ def test_batches_get_smaller_near_the_end(monkeypatch: pytest.MonkeyPatch) -> No
     sizes.look()
     assert sizes.size_for(2) == sizes.size == 100
     ready = 10_000
-    sizes.note_claim(800, 800, 100, 2)
+    sizes.note_claim(800, 800, 100, 2, 2)
     assert (sizes.size_for(2), counted) == (100, [1600])
-    sizes.note_claim(800, 800, 100, 2)
+    sizes.note_claim(800, 800, 100, 2, 2)
     assert counted == [1600]  # plenty were left, a moment ago
+    sizes.note_claim(401, 401, 100, 2, 2)
+    assert counted == [1600] * 2
+    sizes.note_claim(601, 601, 100, 2, 1)  # another producer has a worker too
+    assert counted == [1600] * 3
     now += batches.BEHIND_EVERY
-    sizes.note_claim(1, 1, 100, 2)
-    assert counted == [1600] * 2  # by now others may have claimed them
+    sizes.note_claim(1, 1, 100, 2, 2)
+    assert counted == [1600] * 4  # by now others may have claimed them
     ready = 200
-    sizes.note_claim(1500, 1500, 100, 2)
-    assert (sizes.size_for(2), counted) == (50, [1600] * 3)
+    sizes.note_claim(1500, 1500, 100, 2, 2)
+    assert (sizes.size_for(2), counted) == (50, [1600] * 5)
     ready = 3
-    sizes.note_claim(200, 200, 50, 2)
+    sizes.note_claim(200, 200, 50, 2, 2)
     assert sizes.size_for(2) == 12  # an eighth at least
-    sizes.note_claim(3, 200, 12, 2)
-    assert (sizes.size_for(2), len(counted)) == (100, 4)  # that was all
+    sizes.note_claim(3, 200, 12, 2, 2)
+    assert (sizes.size_for(2), len(counted)) == (100, 6)  # that was all
+
+
+def test_few_single_rows_wait_while_nothing_is_known() -> None:
+    measured: Any = Measured()
+    sizes = Batches(cast(Looks, measured), 0)
+    assert (sizes.size, sizes.ahead) == (1, 1)
+    measured.seconds = [9.0]
+    sizes.sent([Claim(1, (1,), "x")])
+    sizes.look()
+    assert (sizes.size, sizes.ahead) == (1, 4)
+    assert Batches(cast(Looks, measured), 1).ahead == 4
 
 
 def test_a_fixed_size_asks_nobody() -> None:
