@@ -1,0 +1,53 @@
+"""What a producer claims and sends, and what is sent anew; with a Redis of Python's."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import fakeredis
+import pytest
+
+from conformance.places import Events, Place, claim
+from nih_sched import producer as producer_
+from nih_sched import reconciler
+from nih_sched.producer import Producer
+from nih_sched.reconciler import Reconciler
+from nih_sched.settings import Settings
+from nih_sched.store import claims
+
+
+@pytest.mark.usefixtures("events")
+def test_who_is_hungry_eats_first_and_only_its_jobs_are_split(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (claims, producer_):
+        monkeypatch.setattr(module, "TAKEN", 5)
+    place.jobs(*["Pending"] * 40)
+    settings = Settings(database_url=place.url, batch_size=5, max_concurrent_jobs=2)
+    one = Producer(settings, place.desk(), fakeredis.FakeStrictRedis())
+
+    def jobs() -> list[int]:
+        return [len(list(its)) for _, its in groupby(rq_id for (rq_id,) in place.attempts("rq_id"))]
+
+    one.tick()
+    assert jobs() == [3, 2, 5]
+    one.tick()  # none of them was taken
+    assert jobs() == [3, 2, 5, 5]
+    for _ in range(9):
+        one.tick()
+    assert jobs() == [3, 2, *[5] * 6]  # four for each worker
+
+
+def test_what_redis_may_have_lost_is_looked_for_once_it_is_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    for name, value in {"EVERY": 0.0, "UNCARRIED_AFTER": 0.0, "SHARE": 1e9, "LONGEST": 1e9}.items():
+        monkeypatch.setattr(reconciler, name, value)
+    place.jobs("Pending")
+    desk = place.desk()
+    one = Reconciler(desk, fakeredis.FakeStrictRedis(), "one")
+    one.tick()
+    claim(desk)
+    one.tick()
+    assert "sent_again" not in dict(events)
+    one.doubt_redis()
+    one.tick()
+    assert "sent_again" in dict(events)
