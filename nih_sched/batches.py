@@ -28,7 +28,7 @@ class Batches:
         self._looks = looks
         self._fixed = fixed
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
-        self._size = 0  # 0: nothing is known
+        self._size = 1
         self._next_look = self._next_count = 0.0
         self._behind = 0.0  # ready rows that the last claim left, as far as counted; 0: unknown
 
@@ -39,7 +39,7 @@ class Batches:
     @property
     def size(self) -> int:
         """How many rows the next jobs may carry. Nothing is known at first: then it is one."""
-        return self._fixed or self._size or 1
+        return self._fixed or self._size
 
     def size_for(self, workers: int) -> int:
         """The same for so many workers: near the end batches get smaller, so that all of them come to it together."""
@@ -71,11 +71,8 @@ class Batches:
     def ahead(self) -> int:
         """How many jobs should wait in Redis for each worker: enough that none idles, else rows wait in the table.
 
-        A job of several rows takes its time, unless there are so many because they take none. And of single rows, sent
-        while nothing is known, each that waits puts better jobs off.
+        A job of several rows takes its time, unless there are so many because they take none.
         """
-        if not self._fixed and not self._size:
-            return 1
         return 2 if not self._fixed and 1 < self._size < MOST else 4
 
     def look(self) -> None:

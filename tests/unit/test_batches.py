@@ -120,17 +120,6 @@ def test_batches_get_smaller_near_the_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert (sizes.size_for(2), len(counted)) == (100, 6)  # that was all
 
 
-def test_few_single_rows_wait_while_nothing_is_known() -> None:
-    measured: Any = Measured()
-    sizes = Batches(cast(Looks, measured), 0)
-    assert (sizes.size, sizes.ahead) == (1, 1)
-    measured.seconds = [9.0]
-    sizes.sent([Claim(1, (1,), "x")])
-    sizes.look()
-    assert (sizes.size, sizes.ahead) == (1, 4)
-    assert Batches(cast(Looks, measured), 1).ahead == 4
-
-
 def test_a_fixed_size_asks_nobody() -> None:
     measured: Any = Measured(5.0)
     sizes = Batches(cast(Looks, measured), 20)
