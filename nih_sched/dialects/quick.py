@@ -6,6 +6,7 @@ They are written by SQLAlchemy all the same, once, with its quoting and its type
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 FEW = 16  # values in a list, up to which each number of them has a text of its own
 MOST = 500  # texts kept
+PREPARED = 50  # statements that one of MariaDB's connections keeps
+_PERCENT = re.compile(r"%(?:%|\([^)]*\)s)")  # in PyMySQL's texts: one, or a parameter
 
 
 class Ran(NamedTuple):
@@ -70,8 +73,9 @@ class _Quick:
         compiled = statement.compile(dialect=dialect)
         state = compiled.construct_expanded_state(values)
         self._sql = state.statement
-        # Where the connection lets it: to plan a statement takes the server as long as to run it.
+        # Where the connection lets it: to read and plan a statement takes the server as long as to run it.
         self._how = {"prepare": True} if dialect.driver == "psycopg" else {}
+        self._is_for_mariadb = getattr(dialect, "is_mariadb", False) and dialect.driver == "pymysql"
         self._order = state.positiontup
         self._expansion = {name: names for name, names in state.parameter_expansion.items() if name in values}
         self._processors = {n: b.type.dialect_impl(dialect).bind_processor(dialect) for n, b in compiled.binds.items()}
@@ -93,8 +97,27 @@ class _Quick:
             else:
                 given[name] = _through(processors.get(name), value)
         parameters: Any = given if self._order is None else tuple([given[name] for name in self._order])
-        rows, touched, described = _execute(connection, self._sql, parameters, **self._how)
+        call = self._prepared(connection) if self._is_for_mariadb else None
+        rows, touched, described = _execute(connection, self._sql, parameters, call=call, **self._how)
         return Ran(self._read(connection, described, rows) if rows else (), touched)
+
+    def _prepared(self, connection: Connection) -> str | None:
+        """What calls the statement, which the server has read once, on this connection; PyMySQL has no other way.
+
+        https://mariadb.com/kb/en/execute-statement/
+        """
+        kept: dict[str, str | None] = connection.info.setdefault("nih_sched", {})  # forgotten with the connection
+        if self._sql not in kept and len(kept) < PREPARED:
+            name, names = f"nih_sched_{len(kept)}", [one for one in _PERCENT.findall(self._sql) if one != "%%"]
+            text = _PERCENT.sub(lambda found: "%" if found[0] == "%%" else "?", self._sql)
+            try:
+                _execute(connection, f"PREPARE {name} FROM %s", (text,))
+                kept[self._sql] = f"EXECUTE {name}{' USING ' if names else ''}{', '.join(names)}"
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                kept[self._sql] = None  # what is wrong with it will be said of itself; or the server keeps no more
+        return kept.get(self._sql)
 
     def _read(self, connection: Connection, described: Any, rows: Sequence[Any]) -> Sequence[Any]:
         if self._readers is None:
@@ -107,12 +130,17 @@ class _Quick:
         return [tuple([_through(*pair) for pair in zip(self._readers, row, strict=True)]) for row in rows]
 
 
-def _execute(connection: Connection, sql: str, *parameters: Any, **how: Any) -> tuple[Sequence[Any], int, Any]:
-    """On the driver: rows, how many were touched, and the columns' description; errors are SQLAlchemy's."""
+def _execute(
+    connection: Connection, sql: str, *parameters: Any, call: str | None = None, **how: Any
+) -> tuple[Sequence[Any], int, Any]:
+    """On the driver, by `call` if it is given: rows, how many were touched, and the columns' description.
+
+    Errors are SQLAlchemy's.
+    """
     cursor: Any = None
     try:
         cursor = connection.connection.cursor()
-        cursor.execute(sql, *parameters, **how)
+        cursor.execute(call or sql, *parameters, **how)
         described = cursor.description
         rows = cursor.fetchall() if described else ()
         touched = cursor.rowcount

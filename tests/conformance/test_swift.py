@@ -88,6 +88,46 @@ def test_what_the_database_refuses_is_raised_as_ever(things: Connection) -> None
     assert not caught.value.connection_invalidated
 
 
+@only("mariadb")
+def test_a_server_that_keeps_no_statements_reads_them_each_time(things: Connection, place: Place) -> None:
+    query = select(THINGS.c.id).where(THINGS.c.id == bindparam("its_id"))
+    ((most,),) = place.run("SELECT @@max_prepared_stmt_count")
+    place.run("SET GLOBAL max_prepared_stmt_count = 0")
+    try:
+        for its_id in (1, 2):
+            assert list(map(tuple, quick.run(things, query, {"its_id": its_id}).rows)) == [(its_id,)]
+    finally:
+        place.run(f"SET GLOBAL max_prepared_stmt_count = {most}")
+    with pytest.raises(DBAPIError, match="nowhere") as caught:
+        quick.run(things, text("SELECT nowhere FROM things WHERE id = :its_id"), {"its_id": 1})
+    assert str(caught.value.statement).startswith("SELECT nowhere")
+
+
+@only("mariadb")
+def test_some_statements_are_read_once(things: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "PREPARED", 1)
+    named = select(THINGS.c.id).where(THINGS.c.name.like("%2"), THINGS.c.id > bindparam("least"))
+    all_of_them, third = select(THINGS.c.id), select(THINGS.c.id).where(THINGS.c.id == 3)
+
+    def prepared() -> int:
+        found = things.exec_driver_sql("SHOW SESSION STATUS LIKE 'Com_prepare_sql'").all()
+        return int(found[0][1])
+
+    for least, found in ((0, [2]), (1, [2]), (2, [])):
+        assert [row[0] for row in quick.run(things, named, {"least": least}).rows] == found
+    assert prepared() == 1
+    assert len(quick.run(things, all_of_them, {}).rows) == 4  # one too many to be kept
+    assert prepared() == 1
+    things.commit()
+    things.exec_driver_sql("ALTER TABLE things ADD COLUMN more int FIRST")
+    assert [row[0] for row in quick.run(things, named, {"least": 0}).rows] == [2]
+    things.invalidate()
+    things.rollback()
+    assert [row[0] for row in quick.run(things, third, {}).rows] == [3]  # kept by the new connection
+    assert prepared() == 1
+    assert [row[0] for row in quick.run(things, named, {"least": 0}).rows] == [2]
+
+
 @only("postgresql", "mariadb")
 def test_a_connection_that_is_cut_in_a_statement_is_not_used_again(things: Connection) -> None:
     query = select(THINGS.c.id).where(THINGS.c.id == bindparam("its_id"))
