@@ -41,6 +41,7 @@ def parser(workloads: Sequence[str]) -> argparse.ArgumentParser:
     add("--databases", default="postgresql,sqlite,mariadb", help="on which ours runs")
     add("--rounds", type=int, default=3, help="each system's turns; at least 3 for a record")
     add("--max-seconds", type=float, default=120.0, help="a run is cut off then, its rate is of what it did")
+    add("--rest", type=float, default=0.0, help="seconds of rest before each step, where work slows the machine down")
     add("--rows", type=int, default=200_000, help="noop and scaling: ready rows; of a peer at most so many")
     add("--spaced-rows", type=int, default=20_000, help="1ms: rows; 50ms and mixed take a twentieth of that")
     add("--spin", action="store_true", help="handlers burn their time instead of sleeping")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -69,6 +70,7 @@ def measure(bench: Bench, name: str, plan: Plan) -> Iterator[Figure]:
     for number in range(bench.options.rounds):
         turn = number % len(plan.steps) if plan.rotate else 0
         for step in [*plan.steps[turn:], *plan.steps[:turn]]:
+            time.sleep(bench.options.rest)
             try:
                 found = step.run()
             except Exception as error:  # a loop's top
