@@ -83,12 +83,12 @@ class Producer:
         # While nothing moves and Redis is heard, nothing waits there: a new row is spared the question.
         asks = self._pace.moving or self._away or not self._hears_redis
         size, waiting = self._batches.size_for(workers), broker.waiting(self._queue) if asks else 0
-        hungry = max(1, workers - waiting)
-        # Whoever is hungry eats first: what would fill the queue takes longer to claim.
-        room = min((workers * self._batches.ahead - waiting) * size, max(hungry * size, TAKEN))
+        hungry = max(0, workers - waiting)
+        # A job for each who is hungry, or one more for each: those are sent before the next ones are claimed.
+        room = min((workers * self._batches.ahead - waiting) * size, max((hungry or workers) * size, TAKEN))
         if self._left is not None:
             room = min(room, self._left)
-        claimed = self._claim(room, size, hungry) if room > 0 else 0
+        claimed = self._claim(room, size, max(1, hungry)) if room > 0 else 0
         self._batches.note_claim(claimed, room, size, workers, self._settings.max_concurrent_jobs)
         # What has waited for seconds can wait for a new row, and until that has started: the cores are busy with it.
         if 0 < claimed < room and self._put_off < PUT_OFF:

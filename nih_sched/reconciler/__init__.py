@@ -47,6 +47,7 @@ class Reconciler:
         self._uncarried: Standstill[str] = Standstill()  # jobs
         self._dead_workers: deque[str] = deque(maxlen=1000)  # that RQ may take for alive, for some minutes
         self._next = self._next_renewal = self._next_gone = self._next_rest = self._next_carry = 0.0
+        self._carry_pause = 0.0
         self._busy = clock.boot()  # when there was last anything to look after
         self._known_dead: set[str] = set()  # while at rest
         self._said = False  # that we lead
@@ -181,15 +182,19 @@ class Reconciler:
         began = clock.boot()
         if began < self._next_carry:
             return
-        self._look_for_uncarried()
+        nowhere = self._look_for_uncarried()
         # Beside thousands of claims a look takes a while, of cores that rows want.
-        self._next_carry = began + min(LONGEST, SHARE * (clock.boot() - began))
+        pause = min(LONGEST, SHARE * (clock.boot() - began))
+        if pause > UNCARRIED_AFTER and not all(self._may_begin(rq_id, 0.0) for rq_id in nowhere):
+            pause = UNCARRIED_AFTER
+        self._carry_pause, self._next_carry = pause, began + pause
 
-    def _look_for_uncarried(self) -> None:
+    def _look_for_uncarried(self) -> set[str]:
+        """Send them again; return the jobs that stand in no queue, of which most are in their workers' hands."""
         jobs = self._retries.carriers()
         if jobs:
             jobs -= broker.queued_ids(self._queue)
-        still = self._uncarried.see(clock.boot(), dict.fromkeys(jobs), longest_gap=10 * EVERY)
+        still = self._uncarried.see(clock.boot(), dict.fromkeys(jobs), longest_gap=self._carry_pause + 10 * EVERY)
         overdue = {rq_id: seconds for rq_id, seconds in still.items() if seconds >= UNCARRIED_AFTER}
         gone = {rq_id for rq_id, seconds in overdue.items() if not self._may_begin(rq_id, seconds)}
         lost: dict[str, list[Claim]] = {}  # by the job that carried them
@@ -204,3 +209,4 @@ class Reconciler:
                 again += len(ours)
         if again:
             telemetry.emit("sent_again", count=again)
+        return jobs

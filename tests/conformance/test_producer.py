@@ -30,7 +30,7 @@ def test_who_is_hungry_eats_first_and_only_its_jobs_are_split(place: Place, monk
     one.tick()
     assert jobs() == [3, 2, 5]
     one.tick()  # none of them was taken
-    assert jobs() == [3, 2, 5, 5]
+    assert jobs() == [3, 2, 5, 5, 5]
     for _ in range(9):
         one.tick()
     assert jobs() == [3, 2, *[5] * 6]  # four for each worker
@@ -50,4 +50,29 @@ def test_what_redis_may_have_lost_is_looked_for_once_it_is_back(
     assert "sent_again" not in dict(events)
     one.doubt_redis()
     one.tick()
+    assert "sent_again" in dict(events)
+
+
+def test_where_a_look_takes_long_what_stands_nowhere_is_soon_looked_for_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(reconciler.clock, "boot", lambda: now)
+    monkeypatch.setattr(reconciler, "SHARE", 1e9)
+    place.jobs("Pending")
+    desk = place.desk()
+    one = Reconciler(desk, fakeredis.FakeStrictRedis(), "one")
+    look = one._look_for_uncarried
+
+    def long_look() -> set[str]:
+        nonlocal now
+        now += 0.5
+        return look()
+
+    monkeypatch.setattr(one, "_look_for_uncarried", long_look)
+    one.tick()
+    claim(desk)
+    while now < 1000.0 + reconciler.LONGEST + 5:
+        one.tick()
+        now += 0.5
     assert "sent_again" in dict(events)
