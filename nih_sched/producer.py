@@ -35,7 +35,7 @@ OUTAGE_WAIT = 1.0  # seconds between looks while Redis or the database is away
 
 
 class Rescuer(Protocol):
-    """Who looks after what was lost; both methods keep their own time, and may be called at any."""
+    """Who looks after what was lost; its methods keep their own time, and may be called at any."""
 
     def tick(self) -> None:
         """Called while claims are queued or run."""

@@ -98,11 +98,11 @@ class Looks:
         return {row[0]: row[1] for row in self._desk.read(lambda c: c.execute(query).all())}
 
     def open_claims_up_to(self, limit: int, producer: str | None = None) -> int:
-        """How many claims haven't ended: queued, running, waiting to retry.
+        """How many claims of this source haven't ended: queued, running, waiting to retry.
 
         Args:
             limit: counted to so many at most.
-            producer: only those that this one opened, of this source's.
+            producer: only those that this one opened.
         """
         c = self._attempts.c
         some = select(c.id).where(c.open_key > "", c.source == self._desk.source.name)
