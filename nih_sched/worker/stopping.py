@@ -20,6 +20,7 @@ from nih_sched import broker, clock, runner
 from nih_sched.worker.thin import SHORTLY, ThinWorker
 
 if TYPE_CHECKING:
+    from redis import Redis
     from redis.client import Pipeline
 
 KILL_AFTER = 3.0  # seconds from asking a horse to stop to killing it; it stops its command's children in that time
@@ -87,17 +88,18 @@ class StoppingWorker(ThinWorker):
                 raise StopRequested from None
             raise
 
-    def _wait(self, queued: str, fetched: str, timeout: float) -> Any:
-        connection: Any = self.connection
-        try:
-            self._waits_as = connection.client_id()  # the pool hands out the connection that came back last
-        except ResponseError:  # not everybody may ask that
-            timeout = min(timeout, SHORTLY)
-        try:
-            # Asked now that others see that we wait: either we see the stop here, or they see us and end the wait.
-            return None if self._stop_requested else super()._wait(queued, fetched, timeout)
-        finally:
-            self._waits_as = 0
+    def _wait(self, connection: Redis, queued: str, fetched: str, timeout: float) -> Any:
+        # Alone: what ends the wait takes a connection, too, and could get the one whose number we know.
+        with connection.client() as alone:  # type: ignore[no-untyped-call]
+            try:
+                self._waits_as = alone.client_id()
+            except ResponseError:  # not everybody may ask that
+                timeout = min(timeout, SHORTLY)
+            try:
+                # Asked now that others see that we wait: either we see the stop here, or they see us and end the wait.
+                return None if self._stop_requested else super()._wait(alone, queued, fetched, timeout)
+            finally:
+                self._waits_as = 0
 
     def _end_wait(self) -> None:
         """Have Redis answer at once: that there is no job, or with the job that it was just handing out."""

@@ -21,6 +21,7 @@ from rq.worker.base import WorkerStatus
 from nih_sched import broker, clock
 
 if TYPE_CHECKING:
+    from redis import Redis
     from redis.client import Pipeline
 
 HEARTBEAT = 5.0  # seconds between a worker's heartbeats; what they prolong lives for 90 s and more
@@ -110,12 +111,12 @@ class ThinWorker(RQWorker):
         rq_id: Any = self.connection.lmove(queue.key, fetched)
         if rq_id is None and timeout is not None:
             self.set_state(WorkerStatus.IDLE)
-            rq_id = self._wait(queue.key, fetched, timeout)
+            rq_id = self._wait(self.connection, queue.key, fetched, timeout)
         return None if rq_id is None else rq_id.decode()
 
-    def _wait(self, queued: str, fetched: str, timeout: float) -> Any:
-        connection: Any = self.connection  # redis-py says int where Redis takes fractions
-        return connection.blmove(queued, fetched, timeout)
+    def _wait(self, connection: Redis, queued: str, fetched: str, timeout: float) -> Any:
+        fractions: Any = timeout  # redis-py says int where Redis takes them
+        return connection.blmove(queued, fetched, fractions)
 
     @property
     def dequeue_timeout(self) -> float:  # type: ignore[override]  # RQ says int, and hands it to BLMOVE as it is

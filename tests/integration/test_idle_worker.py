@@ -75,23 +75,39 @@ def test_it_stops_at_once_and_loses_no_job(worker: Any) -> None:
 def test_it_stops_at_once_though_it_is_slow_to_begin_its_wait(
     worker: Any, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    real = getattr(worker.connection, step)
+    real = getattr(Redis, step)
 
     def slowly(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1.5)
         return real(*args)
 
-    monkeypatch.setattr(worker.connection, step, slowly)
+    monkeypatch.setattr(Redis, step, slowly)
     with Within(1.5 + WAIT / 2):
         assert worker._take(worker.queues[0], WAIT) is None
 
 
+def test_it_waits_on_the_connection_whose_number_it_asked_for(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, taken = Redis.client_id, []
+
+    def asked_while_another_takes_a_connection(self: Any) -> Any:
+        number = real(self)
+        taken.append(worker.connection.connection_pool.get_connection())
+        return number
+
+    monkeypatch.setattr(Redis, "client_id", asked_while_another_takes_a_connection)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with Within(0.3 + WAIT / 2):
+        assert worker._take(worker.queues[0], WAIT) is None
+    for one in taken:
+        worker.connection.connection_pool.release(one)
+
+
 def test_where_it_cant_be_called_back_it_waits_shortly(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused() -> None:
+    def refused(self: Any) -> None:
         raise NoPermissionError
 
-    monkeypatch.setattr(worker.connection, "client_id", refused)
+    monkeypatch.setattr(Redis, "client_id", refused)
     began = time.monotonic()
     assert worker._take(worker.queues[0], WAIT) is None
     assert time.monotonic() - began < WAIT / 2
