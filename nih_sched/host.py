@@ -19,6 +19,7 @@ import psutil
 
 MARK = "_NIH_SCHED_ROW"  # in the environment of all that a horse starts: its lease and its claim
 DIGITS = 20  # of a claim's id in it, filled up with spaces
+_PADDED = b"%%-%dd" % DIGITS
 LINUX = sys.platform == "linux"
 ROUNDS = 20  # of killing, until nothing is left that could start more
 TURN = 400_000  # nanoseconds that a process which should wake promptly runs at a time; less helps little, and costs
@@ -126,11 +127,12 @@ class _Mark:
     new one among them. Memory given to putenv(3) is part of the environment, and may be changed; it may never be freed.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, lease: str) -> None:
+        self.lease = lease
+        self._prefix = f"{lease} ".encode()
         self._name = os.fsencode(MARK)
         start = len(self._name) + 1
-        self._entry = ctypes.create_string_buffer(self._name + b"=", start + length + 1)
+        self._entry = ctypes.create_string_buffer(self._name + b"=", start + len(self._prefix) + DIGITS + 1)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._entry))
         self._value = memoryview(self._entry).cast("B")[start:-1]
         self._address = ctypes.addressof(self._entry) + start
@@ -138,8 +140,9 @@ class _Mark:
         self._putenv, self._getenv = libc.putenv, libc.getenv
         self._getenv.restype, self._getenv.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
 
-    def put(self, value: bytes) -> None:
-        """Have the mark be this, for C and for Python."""
+    def put(self, claim_id: int) -> None:
+        """Have the mark be this claim's, for C and for Python."""
+        value = self._prefix + _PADDED % claim_id
         self._value[:] = value
         # User code has put back an environment, or a library has copied it, as setproctitle does.
         if self._getenv(self._name) != self._address:
@@ -157,10 +160,9 @@ _mark: _Mark | None = None
 def mark(lease: str, claim_id: int) -> None:
     """In a horse: have what it starts from now on carry its mark."""
     global _mark  # noqa: PLW0603 - the environment is the process's, too
-    value = f"{lease} {claim_id:<{DIGITS}}".encode()
-    if _mark is None or _mark.length != len(value):
-        _mark = _Mark(len(value))
-    _mark.put(value)
+    if _mark is None or _mark.lease != lease:
+        _mark = _Mark(lease)
+    _mark.put(claim_id)
 
 
 def end_all(

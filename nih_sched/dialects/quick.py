@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+ARRAYS, MANY = "psycopg", "many"
 FEW = 16  # values in a list, up to which each number of them has a text of its own
 MOST = 500  # texts kept
 PREPARED = 50  # statements that one of MariaDB's connections keeps
@@ -40,16 +41,28 @@ def run(connection: Connection, statement: Any, values: Mapping[str, Any]) -> Ra
     lists = [value for value in values.values() if isinstance(value, list | tuple)]
     shape = tuple(map(len, lists))
     many = any(length > FEW for length in shape)
-    if many or _is_heard(connection) or any(isinstance(one, tuple) for some in lists for one in some):
-        result = connection.execute(statement, values)
-        return Ran(result.all() if result.returns_rows else (), result.rowcount)
-    key = (statement, connection.dialect, shape)
+    # Many take a text of their own each time, but where a list is one parameter, an array.
+    if (many and connection.dialect.driver != ARRAYS) or _is_heard(connection) or _has_tuples(lists):
+        return _by_sqlalchemy(connection, statement, values)
+    key = (statement, connection.dialect, MANY if many else shape)
     quick = _made.get(key)
     if quick is None:
         if len(_made) >= MOST:
             _made.clear()
-        quick = _made[key] = _Quick(connection, statement, values)
+        quick = _made[key] = _Quick(connection, statement, values, keep=not many)
+    if many and quick.expands:
+        return _by_sqlalchemy(connection, statement, values)
     return quick.run(connection, values)
+
+
+def _by_sqlalchemy(connection: Connection, statement: Any, values: Mapping[str, Any]) -> Ran:
+    result = connection.execute(statement, values)
+    return Ran(result.all() if result.returns_rows else (), result.rowcount)
+
+
+def _has_tuples(lists: Sequence[Sequence[Any]]) -> bool:
+    """Whether keys of several columns are among the values: all of a list are, or none."""
+    return any(isinstance(one, tuple) for some in lists for one in some[:1])
 
 
 def say(connection: Connection, sql: str) -> None:
@@ -66,17 +79,25 @@ def _is_heard(connection: Connection) -> bool:
 
 
 class _Quick:
-    """A statement as text, for one number of values in each of its lists."""
+    """A statement as text, for one number of values in each of its lists.
 
-    def __init__(self, connection: Connection, statement: Any, values: Mapping[str, Any]) -> None:
+    Args:
+        connection: one of its database's.
+        statement: what it is.
+        values: parameters of this shape.
+        keep: have the server keep it. For many values it plans each time: how many they are makes the plan.
+    """
+
+    def __init__(self, connection: Connection, statement: Any, values: Mapping[str, Any], *, keep: bool) -> None:
         dialect = connection.dialect
         compiled = statement.compile(dialect=dialect)
         state = compiled.construct_expanded_state(values)
         self._sql = state.statement
         # Where the connection lets it: to read and plan a statement takes the server as long as to run it.
-        self._how = {"prepare": True} if dialect.driver == "psycopg" else {}
+        self._how = {"prepare": True} if keep and dialect.driver == "psycopg" else {}
         self._is_for_mariadb = getattr(dialect, "is_mariadb", False) and dialect.driver == "pymysql"
         self._order = state.positiontup
+        self.expands = bool(state.parameter_expansion)
         self._expansion = {name: names for name, names in state.parameter_expansion.items() if name in values}
         self._processors = {n: b.type.dialect_impl(dialect).bind_processor(dialect) for n, b in compiled.binds.items()}
         self._processors |= state.processors  # of values in lists

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import broker, clock, host, telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import AttemptFailed, NihError
-from nih_sched.model import Ended, Outcome, StartedRow, show_key
+from nih_sched.model import DONE, Ended, Outcome, StartedRow, show_key
 from nih_sched.runner.cancelling import Waiting
 from nih_sched.runner.command import signal_name
 from nih_sched.runner.hand import new_hand, share_hand
@@ -184,10 +184,11 @@ def _run_rows(site: Site, desk: Desk, waiting: Waiting, outcomes: Outcomes, hold
         if os.getpid() != pid:
             os._exit(0)  # user code forked, and both returned: the row is the first one's
         ended = meter.note(ended)
-        if hold and ended.outcome in CUT_OFF:
+        cut_off = ended.outcome is not DONE and ended.outcome in CUT_OFF
+        if hold and cut_off:
             host.end_all([hold.lease], claims=[claim_id])  # what it started must not run beside its next attempt
         # A handler that was cut off may have left anything half done.
-        site.tired = ended.outcome in CUT_OFF or site.traces.left(closely=False)
+        site.tired = cut_off or site.traces.left(closely=False)
         outcomes.add(ended)
     meter.end()
     return []

@@ -19,10 +19,10 @@ from nih_sched.runner.tail import Tail
 
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
 # what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled,
-# of which rows that it has begun the worker last saw that all that wait are wanted, and when
-_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _WHICH, _WANTED, _START = *range(0, 72, 8), 128
-_SIZE, _WORD, _INSTANT = struct.Struct("=I"), struct.Struct("@q"), struct.Struct("@d")  # native words are read whole
-_CLAIM_AND_TAKEN, _TAKEN_TO_CLOSED = struct.Struct("@qq"), struct.Struct("@qqqq")
+# of which rows that it has begun the worker last saw that all that wait are wanted, and when; each is a native word,
+# which is never seen half written. What was told begins at the byte _START.
+_UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _WHICH, _WANTED, _START = *range(9), 128
+_SIZE, _CLAIM_AND_TAKEN = struct.Struct("=I"), struct.Struct("@qq")
 
 
 class Hand:
@@ -32,6 +32,8 @@ class Hand:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _START + self.ROOM)
+        head = memoryview(self._memory)[:_START]
+        self._words, self._instants = head.cast("q"), head.cast("d")
         context = multiprocessing.get_context("fork")
         self.tail, self.ahead = Tail(), Ahead()
         self._turn, self._pen = context.Lock(), context.Lock()
@@ -73,17 +75,16 @@ class Hand:
         """In the horse: the next row's turn; False when the worker has given the rest of the batch back."""
         acquire_or_die(self._turn)
         try:
-            taken, _, _, closed = _TAKEN_TO_CLOSED.unpack_from(self._memory, _TAKEN)
-            if closed:
+            if self._words[_CLOSED]:
                 return False
-            _CLAIM_AND_TAKEN.pack_into(self._memory, _CLAIM, claim_id, taken + 1)
+            _CLAIM_AND_TAKEN.pack_into(self._words, 8 * _CLAIM, claim_id, self._words[_TAKEN] + 1)
             return True
         finally:
             self._turn.release()
 
     def run_until(self, instant: float) -> None:
         """In the horse: user code begins, and has until then by time.monotonic(); 0.0: it has returned."""
-        _INSTANT.pack_into(self._memory, _UNTIL, instant)
+        self._instants[_UNTIL] = instant
 
     def tell(self, ended: Ended) -> int:
         """In the horse: how the row ended, before that is written: it is kept even if we die.
@@ -91,34 +92,33 @@ class Hand:
         Returns:
             how many bytes have been told since forget(); 0: there is no room left for this.
         """
-        text, memory = ended.told(), self._memory
-        at = _START + _WORD.unpack_from(memory, _TOLD)[0]
+        text, words = ended.told(), self._words
+        at = _START + words[_TOLD]
         end = at + _SIZE.size + len(text)
         if end > _START + self.ROOM:
             return 0
-        memory[at:end] = _SIZE.pack(len(text)) + text
-        _WORD.pack_into(memory, _TOLD, end - _START)
-        _WORD.pack_into(memory, _CLAIM, 0)
-        told: int = end - _START
-        return told
+        self._memory[at:end] = _SIZE.pack(len(text)) + text
+        words[_TOLD] = end - _START
+        words[_CLAIM] = 0
+        return end - _START
 
     def close(self) -> int:
         """In the worker: have no further row taken; return the claim in hand. The caller holds it back."""
-        self._put(_CLOSED, 1)
+        self._words[_CLOSED] = 1
         return self.claim
 
     def cancel(self) -> None:
         """In the worker: the row in hand is cancelled. The caller holds it back, and then signals."""
-        self._put(_CANCELLED, self.claim)
+        self._words[_CANCELLED] = self.claim
 
     @property
     def is_cancelled(self) -> bool:
         """In the horse: whether the row in hand is."""
-        return self.claim != 0 and self._get(_CANCELLED) == self.claim
+        return self.claim != 0 and self._words[_CANCELLED] == self.claim
 
     def unwritten(self) -> list[bytes]:
         """What was told and isn't written down yet, oldest first."""
-        at, end = _START + self._get(_WRITTEN), _START + self._get(_TOLD)
+        at, end = _START + self._words[_WRITTEN], _START + self._words[_TOLD]
         texts: list[bytes] = []
         while at < end:
             (length,) = _SIZE.unpack_from(self._memory, at)
@@ -128,60 +128,53 @@ class Hand:
 
     def note_written(self, texts: Sequence[bytes]) -> None:
         """These first ones are written down; the horse may have told more meanwhile. The caller has the pen."""
-        self._put(_WRITTEN, self._get(_WRITTEN) + sum(_SIZE.size + len(text) for text in texts))
+        self._words[_WRITTEN] += sum(_SIZE.size + len(text) for text in texts)
 
     def forget(self) -> None:
         """In the horse: all that was told is written down; begin anew. The caller has the pen."""
-        self._put(_WRITTEN, 0)
-        self._put(_TOLD, 0)
+        self._words[_WRITTEN] = 0
+        self._words[_TOLD] = 0
 
     def note_wanted(self, number: int, instant: float) -> None:
         """In the worker: of what was begun at its horse's ask of this number all that wait were wanted then."""
-        _INSTANT.pack_into(self._memory, _WANTED, 0.0)
-        self._put(_WHICH, number)
-        _INSTANT.pack_into(self._memory, _WANTED, instant)
+        self._instants[_WANTED] = 0.0
+        self._words[_WHICH] = number
+        self._instants[_WANTED] = instant
 
     def wanted_at(self, number: int) -> float:
         """In the horse: when that was, by time.monotonic(); 0.0: its worker hasn't looked."""
-        instant: float = _INSTANT.unpack_from(self._memory, _WANTED)[0]
-        return instant if self._get(_WHICH) == number else 0.0  # in this order: the other writes them the other way
+        instant = self._instants[_WANTED]
+        return instant if self._words[_WHICH] == number else 0.0  # in this order: the other writes them the other way
 
     @property
     def is_behind(self) -> bool:
         """Whether something was told that isn't written down yet."""
-        return self._get(_WRITTEN) < self._get(_TOLD)
+        return self._words[_WRITTEN] < self._words[_TOLD]
 
     @property
     def told(self) -> int:
         """How many bytes have been told since forget()."""
-        return self._get(_TOLD)
+        return self._words[_TOLD]
 
     @property
     def written(self) -> int:
         """In the horse: how many bytes, of what was told since forget(), the worker has written down."""
-        return self._get(_WRITTEN)
+        return self._words[_WRITTEN]
 
     @property
     def claim(self) -> int:
         """The claim whose row is in hand; 0 while none is."""
-        return self._get(_CLAIM)
+        return self._words[_CLAIM]
 
     @property
     def taken(self) -> int:
         """How many rows of the job have been taken in hand."""
-        return self._get(_TAKEN)
+        return self._words[_TAKEN]
 
     def late(self, slack: float) -> bool:
         """In the worker: whether the horse should have come out of user code `slack` seconds ago."""
-        (until,) = _INSTANT.unpack_from(self._memory, _UNTIL)
+        until = self._instants[_UNTIL]
         return bool(until > 0.0 and time.monotonic() > until + slack)
-
-    def _get(self, offset: int) -> int:
-        value: int = _WORD.unpack_from(self._memory, offset)[0]
-        return value
-
-    def _put(self, offset: int, value: int) -> None:
-        _WORD.pack_into(self._memory, offset, value)
 
 
 _hand: Hand | None = None

@@ -48,7 +48,7 @@ class FunctionHandler:
             known = {"claim_id": claim_id, "attempt": attempt}
             values = {column: values[column] for column in self.columns} | {name: known[name] for name in self.ids}
         result = self.function(**values)
-        if inspect.iscoroutine(result):
+        if result is not None and inspect.iscoroutine(result):
             return asyncio.run(result)
         return result
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from nih_sched import broker, clock, telemetry
 from nih_sched.dialects.base import reason
 from nih_sched.errors import AttemptFailed
-from nih_sched.model import Ended, Fate, Outcome, State, decide, show_key
+from nih_sched.model import DONE, Ended, Fate, Outcome, State, decide, show_key
 from nih_sched.runner.hand import Hand
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Desk, Retries
@@ -72,16 +72,15 @@ class Outcomes:
             first = len(self._pending) - len(self._hand.unwritten()) if self._hand.written else 0
             done, rest = self._pending[:first], self._pending[first:]
             self._pending, self._written = [], 0
-            self._ends += [(one, decide(one, self._desk.source)) for one in done if one.outcome is not Outcome.DONE]
+            self._ends += [(one, decide(one, self._desk.source)) for one in done if one.outcome is not DONE]
             if rest:
                 fates = self._write(rest)
                 report_all(rest, fates, together=self._many)
                 follows = zip(rest, fates, strict=True)
-                self._ends += [
-                    (one, fate) for one, fate in follows if fate is not None and fate.state is not State.DONE
-                ]
+                self._ends += [(one, fate) for one, fate in follows if fate is not None and one.outcome is not DONE]
             self._hand.forget()
-        self.counts.update([one.outcome.value for one in (*done, *rest)])
+        simply = DONE.value
+        self.counts.update([simply if one.outcome is DONE else one.outcome.value for one in (*done, *rest)])
 
     def _write(self, ended: Sequence[Ended]) -> list[Fate | None]:
         try:
@@ -139,9 +138,9 @@ def send_alone(desk: Desk, ends: Sequence[tuple[Ended, Fate]], queue: broker.Que
 def report_all(ends: Sequence[Ended], fates: Sequence[Fate | None], *, together: bool) -> None:
     """Say how attempts ended; `together`, those that are simply done are told of by one line."""
     for ended, fate in zip(ends, fates, strict=True):
-        if not (together and ended.outcome is Outcome.DONE):
+        if not (together and ended.outcome is DONE):
             report(ended, fate)
-    simple = [ended.seconds for ended in ends if ended.outcome is Outcome.DONE]
+    simple = [ended.seconds for ended in ends if ended.outcome is DONE]
     if together and simple:
         telemetry.emit("done_together", count=len(simple), seconds=sum(simple))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal() makes an enum of each answer: a microsecond, for nine signals and each row
+import _thread
 import contextlib
 import os
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +23,7 @@ COMMON = [
     *map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE)),
 ]
 CLOSELY_EVERY = 0.005  # seconds: what it costs to see children and blocked signals is half of all between two rows
+_getsignal, _getrlimit, _NOFILE = _signal.getsignal, resource.getrlimit, resource.RLIMIT_NOFILE
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
@@ -84,11 +85,17 @@ class Traces:
         os.umask(mask)
         out, err = self._streams
         return (
-            *(folder, mask, threading.active_count()),
-            *(sys.getrecursionlimit(), [*sys.path], sys.stdout, sys.stderr),
-            *(getattr(out, "closed", None), getattr(err, "closed", None)),
-            *map(_signal.getsignal, signals),
-            resource.getrlimit(resource.RLIMIT_NOFILE),
+            folder,
+            mask,
+            _thread._count(),  # threading's own takes a lock
+            sys.getrecursionlimit(),
+            [*sys.path],
+            sys.stdout,
+            sys.stderr,
+            getattr(out, "closed", None),
+            getattr(err, "closed", None),
+            [*map(_getsignal, signals)],
+            _getrlimit(_NOFILE),
         )
 
 

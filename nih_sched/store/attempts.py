@@ -147,11 +147,11 @@ class Attempts:
         )
         these = desk.given_keys([claim.key for claim in claims.values()])
         try:
-            found = list(map(tuple, quick.run(connection, statement, these).rows))
+            found = quick.run(connection, statement, these).rows
         except Exception as error:  # an owner's lock, a value that can't be read, whatever the user's table may refuse
             raise _NotAtOnce from error
         width = len(rows.keys)
-        values = {encode_key(row[:width]): dict(zip(columns, row[width:], strict=True)) for row in found}
+        values = {encode_key(tuple(row[:width])): dict(zip(columns, row[width:], strict=True)) for row in found}
         if values.keys() != claims.keys() or len(found) != len(claims):
             raise _NotAtOnce
         return [StartedRow(claim, values[k]) for k, claim in claims.items()]

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from nih_sched.dialects import After, Now, quick
 from nih_sched.dialects.base import Opened
 from nih_sched.errors import KeysDontMatch
-from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_key_of
+from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_keys_of
 from nih_sched.store import swift
 from nih_sched.store.desk import Desk
 from nih_sched.store.pauses import unpaused
@@ -103,10 +103,10 @@ class Claims:
             return [], []
         keys: dict[str, Key] = {}
         own: dict[str, Opened] = {}
-        for key, rq_id in zip(found, rq_ids(len(found)), strict=True):
-            row_key = encode_key(key)
-            hashed = open_key_of(rows.name, row_key)
-            keys[hashed], own[hashed] = key, Opened(row_key, hashed, rq_id)
+        row_keys = [encode_key(key) for key in found]
+        hashes = open_keys_of(rows.name, row_keys)
+        for key, *its in zip(found, row_keys, hashes, rq_ids(len(found)), strict=True):
+            keys[its[1]], own[its[1]] = key, Opened(*its)
         ids, any_kept = self._open(connection, list(own.values()))
         refused = [hashed for hashed in own if hashed not in ids]
         if refused and (closed := self._close_unstarted(connection, refused)):

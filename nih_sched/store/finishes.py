@@ -13,6 +13,7 @@ from nih_sched import clock, telemetry
 from nih_sched.dialects import After, Now
 from nih_sched.dialects.base import End, reason
 from nih_sched.model import (
+    DONE,
     FAILURES,
     Ended,
     Fate,
@@ -78,7 +79,7 @@ class Finishes:
             ]
 
     def _finish_all(self, connection: Connection, ended: Sequence[Ended], stretch: float) -> list[Fate | None]:
-        plain = [one for one in ended if one.outcome is Outcome.DONE and not one.claim.interruptions]
+        plain = [one for one in ended if one.outcome is DONE and not one.claim.interruptions]
         fates = self._finish_done(connection, plain) if len(plain) > 1 else {}
         return [fates.get(one.claim.id) or self._finish(connection, one, stretch, with_row=True) for one in ended]
 
@@ -89,7 +90,7 @@ class Finishes:
             End(
                 one.claim.id,
                 one.seconds,
-                _age(one, now) or 0.0,
+                0.0 if one.at is None or one.at > now else now - one.at,
                 None if one.result is None else clean_text(one.result),
             )
             for one in ended

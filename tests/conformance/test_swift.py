@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from conformance.places import Place, claim, finish, only, rq_ids, start, take
 from nih_sched.dialects import quick
 from nih_sched.errors import KeysDontMatch
-from nih_sched.model import Outcome, open_key_of
+from nih_sched.model import Outcome, open_keys_of
 from nih_sched.store import Claims, Desk
 from nih_sched.store.records import LeaseLost
 
@@ -164,7 +164,7 @@ def test_a_row_that_comes_alone_is_claimed_and_begun_by_few_statements(place: Pl
         assert heads(said) == CLAIM[place.name]
         assert place.attempts("row_key", "open_key", "rq_id", "claimed_by", "tries")[-1] == (
             f"[{key}]",
-            open_key_of(desk.rows.name, f"[{key}]"),
+            *open_keys_of(desk.rows.name, [f"[{key}]"]),
             one.rq_id,
             "producer",
             3,

@@ -64,7 +64,7 @@ def _make_opening(desk: Desk) -> Any:
     hashed = func.sha2(func.concat(bindparam("its_table", type_=LargeBinary()), row_key), 256)
     own = {
         "row_key": row_key,
-        "open_key": func.left(hashed, OPEN_KEY_LENGTH),  # as model.open_key_of() makes it
+        "open_key": func.left(hashed, OPEN_KEY_LENGTH),  # as model.open_keys_of() makes them
         "rq_id": func.concat(bindparam("its_rq_id"), key),
         **new_record(desk),
         "claimed_at": Now(),  # one instant for all of a statement

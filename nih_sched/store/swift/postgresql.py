@@ -46,7 +46,7 @@ def _make_claim(desk: Desk) -> Any:
     found = desk.dialect.lock(ready, rows.table, skip_locked=True).cte("found")
     row_key = func.concat("[", cast(found.c.its_key, String), "]")
     hashed = func.sha256(bindparam("its_table", type_=LargeBinary()).op("||")(func.convert_to(row_key, "UTF8")))
-    # As model.open_key_of() makes it.
+    # As model.open_keys_of() makes them.
     open_key = func.left(func.encode(hashed, "hex"), literal_column(str(OPEN_KEY_LENGTH)))
     number = func.row_number().over(order_by=found.c.its_key)
     numbered = select(
