@@ -165,7 +165,7 @@ class Settings:
     )
     grace: float = _option(25.0, "Seconds that running rows get to end when we are told to stop.", low=0, high=86400)
     poll_interval: float = _option(
-        0.5,
+        2.5,
         "Seconds between looks at an idle table; shorter while rows run, at least 5 where we are told of new rows.",
         low=0.01,
         high=3600,
