@@ -11,7 +11,8 @@ import struct
 from nih_sched import clock
 
 # pid and birth of worker and horse; until when the horse is vouched for (boot clock), by its keeper and by its own last
-# start; whether its lease is lost, and whether it was killed for that; the lease. Native words are never half written.
+# start; whether its lease is lost, and whether it was killed for that; the lease. Native words are never half written,
+# unless by pack_into(), which zeroes them first.
 _FORM = struct.Struct("@qqqqdd??32s")
 _WORD, _INSTANT, _INSTANTS = struct.Struct("@q"), struct.Struct("@d"), struct.Struct("@dd")
 _FIELDS = {"worker": (0, _WORD), "born": (8, _WORD), "horse": (16, _WORD), "horse_born": (24, _WORD)}
@@ -48,7 +49,8 @@ class Slot:
     def occupy(self, worker: int, born: int, lease: str, until: float) -> None:
         """In the worker: it has taken a lease."""
         self._put("worker", 0)
-        _FORM.pack_into(self._memory, self._offset, 0, born, 0, 0, until, until, False, False, lease.encode())
+        all_of_it = _FORM.pack(0, born, 0, 0, until, until, False, False, lease.encode())
+        self._memory[self._offset : self._offset + _FORM.size] = all_of_it
         self._put("worker", worker)
 
     def leave(self) -> None:
@@ -130,7 +132,7 @@ class Slot:
 
     def _put(self, name: str, value: float) -> None:
         offset, form = _FIELDS[name]
-        form.pack_into(self._memory, self._offset + offset, value)
+        self._memory[self._offset + offset : self._offset + offset + form.size] = form.pack(value)
 
     def _get(self, name: str) -> float:
         offset, form = _FIELDS[name]

@@ -18,7 +18,7 @@ from nih_sched.model import Claim, StartedRow
 from nih_sched.runner.locks import PATIENCE, UNHEARD, acquire_or_die
 
 NOTHING, ASKED, BEGINNING, BEGUN, FAILED = range(5)
-# Which of these it is, and how long what follows; native words are read whole.
+# Which of these it is, and how long what follows; native words are read whole, and written whole but by pack_into().
 _HEAD, _WORD = struct.Struct("@qq"), struct.Struct("@q")
 BRIEFLY = 0.5  # seconds for which a worker waits for its horse, or for a database, while its horse may wait for it
 TURN = 0.001  # seconds between a horse's looks whether its worker has done it
@@ -124,5 +124,5 @@ class Ahead:
 
     def _put(self, stage: int, said: bytes = b"") -> None:
         self._memory[_HEAD.size : _HEAD.size + len(said)] = said
-        _WORD.pack_into(self._memory, 8, len(said))
-        _WORD.pack_into(self._memory, 0, stage)  # last: whoever sees it sees the rest
+        self._memory[8:16] = _WORD.pack(len(said))
+        self._memory[0:8] = _WORD.pack(stage)  # last: whoever sees it sees the rest

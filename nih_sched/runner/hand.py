@@ -20,9 +20,10 @@ from nih_sched.runner.tail import Tail
 # Until when user code may run (0.0: none runs), the claim in hand (0: none), how many rows were taken, the length of
 # what was told, how much of that is written down, whether no further row may be taken, the claim that is cancelled,
 # of which rows that it has begun the worker last saw that all that wait are wanted, and when; each is a native word,
-# which is never seen half written. What was told begins at the byte _START.
+# which is never seen half written, unless by pack_into(), which zeroes it first. What was told begins at byte _START.
 _UNTIL, _CLAIM, _TAKEN, _TOLD, _WRITTEN, _CLOSED, _CANCELLED, _WHICH, _WANTED, _START = *range(9), 128
 _SIZE, _CLAIM_AND_TAKEN = struct.Struct("=I"), struct.Struct("@qq")
+_BOTH = slice(8 * _CLAIM, 8 * _CLAIM + _CLAIM_AND_TAKEN.size)
 
 
 class Hand:
@@ -77,7 +78,7 @@ class Hand:
         try:
             if self._words[_CLOSED]:
                 return False
-            _CLAIM_AND_TAKEN.pack_into(self._words, 8 * _CLAIM, claim_id, self._words[_TAKEN] + 1)
+            self._memory[_BOTH] = _CLAIM_AND_TAKEN.pack(claim_id, self._words[_TAKEN] + 1)
             return True
         finally:
             self._turn.release()

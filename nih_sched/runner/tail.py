@@ -7,7 +7,7 @@ import struct
 from functools import partial
 
 LINES = 200
-_TOTAL, _START = struct.Struct("=q"), 64
+_TOTAL, _AT, _START = struct.Struct("=q"), slice(1, 9), 64
 
 
 class Tail:
@@ -27,7 +27,7 @@ class Tail:
 
     def clear(self) -> None:
         """Begin anew, for the next row."""
-        _TOTAL.pack_into(self._memory, 1, 0)
+        self._memory[_AT] = _TOTAL.pack(0)
         self._memory[0] = 0
 
     def write(self, data: bytes) -> None:
@@ -39,7 +39,7 @@ class Tail:
         first = data[: size - at]
         self._memory[_START + at : _START + at + len(first)] = first
         self._memory[_START : _START + len(data) - len(first)] = data[len(first) :]
-        _TOTAL.pack_into(self._memory, 1, end)
+        self._memory[_AT] = _TOTAL.pack(end)
         self._memory[0] = 1
 
     def text(self) -> str | None:
