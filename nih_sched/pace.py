@@ -17,6 +17,7 @@ STIRRED = 0.014  # seconds for which they wait at most while rows move, or latel
 GLANCE = 0.007  # seconds between looks for a new row alone, while rows keep coming and nothing tells of them
 SHARE = 0.02  # or, if that is longer, this share of the time since one was there
 OPEN_WAIT = 0.1  # seconds between ticks while claims of ours are open
+LOCKED_WAIT = 0.5  # seconds at most between looks at a ready row that can't be claimed just now
 TOLD_WAIT = 5.0  # seconds between looks at an idle table of whose new rows we are told
 LATELY = 5.0  # seconds after the last claim's end in which another row is likely
 LEDGER_WAIT = 5.0  # seconds between looks for what other producers and workers have on its way
@@ -75,7 +76,7 @@ class Pace:
             return min(poll, OPEN_WAIT)
         seen = self._looks.around(rows=True)
         if seen.ready:  # and yet not claimed: its owner has it locked, say, and nobody will tell when it is free
-            poll = self._settings.poll_interval
+            poll = min(self._settings.poll_interval, LOCKED_WAIT)
         self._next_table = clock.monotonic() + poll
         waits = self._counts_down and seen.due is not None
         self.moving = bool(tick.sent) or seen.moving or may_be_over or waits

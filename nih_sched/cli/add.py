@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -14,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect
 from nih_sched.dialects.base import reason
-from nih_sched.errors import DatabaseRefused, UsageError
+from nih_sched.doorbell import ring
+from nih_sched.errors import DatabaseRefused, NihError, UsageError
 from nih_sched.settings import Settings
 from nih_sched.store.rows import insert_rows, parse_value
 from nih_sched.table import RowTable, reflect
@@ -48,6 +50,9 @@ def add(settings: Settings, pairs: tuple[str, ...], form: str | None, file: Text
         raise UsageError(reason=f"{file.name if file else ''} is not UTF-8 text; no row was added: {error}") from error
     click.echo(f"Added {count} rows to {settings.table}.")
     engine.dispose()
+    if engine.dialect.name != "sqlite":  # whose changes are seen at once
+        with contextlib.suppress(NihError, SQLAlchemyError):  # the rows are there, and will be found
+            ring(settings)
 
 
 def _pairs(rows: RowTable, pairs: tuple[str, ...]) -> dict[str, Any]:

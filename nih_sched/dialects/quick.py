@@ -1,4 +1,4 @@
-"""Statements of a few rows, straight on the driver: SQLAlchemy takes longer over one than the database does.
+"""Statements straight on the driver: over one of a few rows SQLAlchemy takes longer than the database does.
 
 They are written by SQLAlchemy all the same, once, with its quoting and its types.
 """
@@ -94,7 +94,7 @@ class _Quick:
         state = compiled.construct_expanded_state(values)
         self._sql = state.statement
         # Where the connection lets it: to read and plan a statement takes the server as long as to run it.
-        self._how = {"prepare": True} if keep and dialect.driver == "psycopg" else {}
+        self._how = {"prepare": keep} if dialect.driver == "psycopg" else {}
         self._is_for_mariadb = getattr(dialect, "is_mariadb", False) and dialect.driver == "pymysql"
         self._order = state.positiontup
         self.expands = bool(state.parameter_expansion)

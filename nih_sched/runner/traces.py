@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal() makes an enum of each answer: a microsecond, for nine signals and each row
-import _thread
 import contextlib
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -87,7 +87,7 @@ class Traces:
         return (
             folder,
             mask,
-            _thread._count(),  # threading's own takes a lock
+            threading.active_count(),  # also those that C code has started, which _thread doesn't count
             sys.getrecursionlimit(),
             [*sys.path],
             sys.stdout,

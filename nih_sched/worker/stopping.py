@@ -89,7 +89,8 @@ class StoppingWorker(ThinWorker):
             raise
 
     def _wait(self, connection: Redis, queued: str, fetched: str, timeout: float) -> Any:
-        # Alone: what ends the wait takes a connection, too, and could get the one whose number we know.
+        # Alone: what ends the wait takes a connection, too, and could get the one whose number we know. After a loss
+        # redis-py waits on under another number: who is told to stop just then does so when the wait is over.
         with connection.client() as alone:  # type: ignore[no-untyped-call]
             try:
                 self._waits_as = alone.client_id()

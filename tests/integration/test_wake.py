@@ -86,6 +86,20 @@ def test_without_anything_that_tells_a_row_waits_for_the_poll(pg: Work) -> None:
         assert listeners(pg) == []
 
 
+def test_rows_that_are_added_start_at_once(pg: Work) -> None:
+    with idle(pg):
+        done = scheduler("add", "--set", "id=2", "--set", "kind=a", env=pg.env, cwd=pg.folder)
+        assert done.stdout == "Added 1 rows to work.\n", done.stderr
+        done_soon(pg, 2)
+
+
+def test_rows_are_added_without_redis_too(pg: Work) -> None:
+    env = pg.env | {"REDIS_URL": "redis://localhost:1"}
+    done = scheduler("add", "--set", "id=2", "--set", "kind=a", env=env, cwd=pg.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pg.states() == {"Pending": 1}
+
+
 def test_while_rows_come_others_are_looked_for_without_being_told(pg: Work) -> None:
     with idle(pg, "--poll-interval", f"{SOON + 5}"):
         pg.insert(2)

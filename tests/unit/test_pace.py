@@ -58,3 +58,10 @@ def test_the_longer_nothing_has_come_the_more_rarely_it_is_looked_for(
     its.wait(wake)
     assert wake.pauses[-1] == pytest.approx(pause)
     assert pace.LATELY == 5.0
+
+
+def test_a_ready_row_that_is_locked_is_looked_at_soon() -> None:
+    looks: Any = Looks()
+    looks.around = lambda rows: Seen(ready=True, moving=False, due=None, paused=False)
+    its = Pace(Settings(poll_interval=9.0), looks, by_time=False)
+    assert its.after(Tick(claimed=0, sent=0, room=8), 9.0, may_be_over=False) == pace.LOCKED_WAIT
