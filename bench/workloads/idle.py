@@ -13,7 +13,7 @@ import sqlalchemy
 from bench import counts, ours, tables, trees
 from bench.plan import Bench, Plan, Step
 
-CALM = 3.0  # seconds after the first rows until it counts as idle
+CALM = 10.0  # seconds after the first rows until it counts as idle: for 5 it looks for more as often as while they come
 FIRST = 10  # rows, so that every worker has had one
 PATIENCE = 60.0
 
