@@ -15,7 +15,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched.cli.options import TABLE, settings_options
 from nih_sched.dialects import address, connect
 from nih_sched.dialects.base import reason
-from nih_sched.doorbell import ring
 from nih_sched.errors import DatabaseRefused, NihError, UsageError
 from nih_sched.settings import Settings
 from nih_sched.store.rows import insert_rows, parse_value
@@ -51,6 +50,8 @@ def add(settings: Settings, pairs: tuple[str, ...], form: str | None, file: Text
     click.echo(f"Added {count} rows to {settings.table}.")
     engine.dispose()
     if engine.dialect.name != "sqlite":  # whose changes are seen at once
+        from nih_sched.doorbell import ring  # noqa: PLC0415 - to import redis takes as long as to add a row
+
         with contextlib.suppress(NihError, SQLAlchemyError):  # the rows are there, and will be found
             ring(settings)
 

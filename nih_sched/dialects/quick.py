@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-ARRAYS, MANY = "psycopg", "many"
+PSYCOPG, MANY = "psycopg", "many"
 FEW = 16  # values in a list, up to which each number of them has a text of its own
 MOST = 500  # texts kept
 PREPARED = 50  # statements that one of MariaDB's connections keeps
@@ -42,7 +42,7 @@ def run(connection: Connection, statement: Any, values: Mapping[str, Any]) -> Ra
     shape = tuple(map(len, lists))
     many = any(length > FEW for length in shape)
     # Many take a text of their own each time, but where a list is one parameter, an array.
-    if (many and connection.dialect.driver != ARRAYS) or _is_heard(connection) or _has_tuples(lists):
+    if (many and connection.dialect.driver != PSYCOPG) or _is_heard(connection) or _has_tuples(lists):
         return _by_sqlalchemy(connection, statement, values)
     key = (statement, connection.dialect, MANY if many else shape)
     quick = _made.get(key)
@@ -94,7 +94,7 @@ class _Quick:
         state = compiled.construct_expanded_state(values)
         self._sql = state.statement
         # Where the connection lets it: to read and plan a statement takes the server as long as to run it.
-        self._how = {"prepare": keep} if dialect.driver == "psycopg" else {}
+        self._how = {"prepare": keep} if dialect.driver == PSYCOPG else {}
         self._is_for_mariadb = getattr(dialect, "is_mariadb", False) and dialect.driver == "pymysql"
         self._order = state.positiontup
         self.expands = bool(state.parameter_expansion)

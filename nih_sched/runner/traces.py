@@ -23,7 +23,6 @@ COMMON = [
     *map(int, (signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE)),
 ]
 CLOSELY_EVERY = 0.005  # seconds: what it costs to see children and blocked signals is half of all between two rows
-_getsignal, _getrlimit, _NOFILE = _signal.getsignal, resource.getrlimit, resource.RLIMIT_NOFILE
 LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
@@ -94,8 +93,8 @@ class Traces:
             sys.stderr,
             getattr(out, "closed", None),
             getattr(err, "closed", None),
-            [*map(_getsignal, signals)],
-            _getrlimit(_NOFILE),
+            [*map(_signal.getsignal, signals)],
+            resource.getrlimit(resource.RLIMIT_NOFILE),
         )
 
 

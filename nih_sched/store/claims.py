@@ -105,8 +105,8 @@ class Claims:
         own: dict[str, Opened] = {}
         row_keys = [encode_key(key) for key in found]
         hashes = open_keys_of(rows.name, row_keys)
-        for key, *its in zip(found, row_keys, hashes, rq_ids(len(found)), strict=True):
-            keys[its[1]], own[its[1]] = key, Opened(*its)
+        for key, row_key, hashed, rq_id in zip(found, row_keys, hashes, rq_ids(len(found)), strict=True):
+            keys[hashed], own[hashed] = key, Opened(row_key, hashed, rq_id)
         ids, any_kept = self._open(connection, list(own.values()))
         refused = [hashed for hashed in own if hashed not in ids]
         if refused and (closed := self._close_unstarted(connection, refused)):

@@ -90,7 +90,7 @@ class Finishes:
             End(
                 one.claim.id,
                 one.seconds,
-                0.0 if one.at is None or one.at > now else now - one.at,
+                _age(one, now) or 0.0,
                 None if one.result is None else clean_text(one.result),
             )
             for one in ended
