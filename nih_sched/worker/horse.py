@@ -16,7 +16,7 @@ from nih_sched.keeper import Slot
 from nih_sched.runner import Site
 from nih_sched.worker.judge import not_ours
 from nih_sched.worker.stopping import StoppingWorker
-from nih_sched.worker.warm import FILES, JOBS, MEMORY, Hear, Order, Serve, from_text
+from nih_sched.worker.warm import FILES, JOBS, MEMORY, Hear, Order, Serve
 
 UNTOLD = 78  # a horse's exit code when Redis is away at the end of a job
 
@@ -56,7 +56,7 @@ class HorseHalf(StoppingWorker):
             nonlocal served
             served += 1
             os.environ["RQ_JOB_ID"] = order["job"]
-            job = self.restored(order["job"], from_text(order["raw"]))
+            job = self.restored(order["job"], order["raw"])
             if not_ours(job):
                 return True  # its worker says so
             queue = broker.queue_of(self.connection, order["queue"])

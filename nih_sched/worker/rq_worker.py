@@ -19,7 +19,7 @@ from nih_sched.model import Outcome
 from nih_sched.worker.horse import HorseHalf
 from nih_sched.worker.judge import how_it_died, not_ours
 from nih_sched.worker.thin import Raw
-from nih_sched.worker.warm import BEGUN, DONE, PATIENCE, TIRED, Order, WarmHorse, as_text
+from nih_sched.worker.warm import BEGUN, DONE, PATIENCE, TIRED, Order, WarmHorse
 
 REFUSED_WAIT = 2.0  # seconds until an outcome that the ledger refused is tried again
 LATE = 10.0  # seconds past a row's timeout after which a horse that didn't heed it, in C code say, is killed
@@ -185,7 +185,7 @@ class Worker(HorseHalf):
             self._horse_pid = self._warm.pid
         else:
             self._fork()
-        self._say({"job": rq_id, "queue": queue, "raw": as_text(raw)})
+        self._say({"job": rq_id, "queue": queue, "raw": raw})
 
     def _fork(self) -> WarmHorse:
         self.site.close()  # no fork may carry a connection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import marshal
 import os
 import select
 import signal
@@ -11,29 +11,20 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from nih_sched import host
 
 BEGUN, DONE, TIRED, DEAD = b"b", b"d", b"t", b""  # what a horse answers; the last one is its silence
 GONE = os.WEXITED | os.WNOHANG | os.WNOWAIT  # has it ended? It stays to be waited for
 PATIENCE = 2.0  # seconds for which one that has nothing to do any more may take to end
+LENGTH = 4  # bytes in front of each order, that say how long it is
 JOBS = 1000  # that one horse serves; whatever leaks, leaks no further
 MEMORY, FILES = 256.0, 100  # MB, and open files, by which it may grow
 
 Order = dict[str, Any]
 Hear = Callable[[], Order]  # what the worker says next
 Serve = Callable[[Order, Hear], bool]  # whether the horse may go on
-
-
-def as_text(raw: dict[bytes, bytes]) -> dict[str, str]:
-    """Bytes as an order can carry them."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw.items()}
-
-
-def from_text(texts: dict[str, str]) -> dict[bytes, bytes]:
-    """The bytes that an order carries."""
-    return {name.encode("latin-1"): value.encode("latin-1") for name, value in texts.items()}
 
 
 class WarmHorse:
@@ -58,7 +49,9 @@ class WarmHorse:
     def hand_over(self, order: Order) -> None:
         """Give it a job, or say more of it. One that dies before it has answered BEGUN hasn't touched it."""
         with contextlib.suppress(OSError):  # it is dead: answer() says so
-            self._socket.sendall(json.dumps(order).encode() + b"\n")
+            # Its own child, of the same Python: so an order may be said in Python's own bytes.
+            said = marshal.dumps(order)
+            self._socket.sendall(len(said).to_bytes(LENGTH) + said)
 
     def answer(self, seconds: float) -> bytes | None:
         """Its next answer, the same one until heard() is called; None when there was none within `seconds`."""
@@ -106,14 +99,13 @@ def _be(theirs: socket.socket, prepare: Callable[[], Serve], leave: Callable[[],
         with theirs.makefile("rb") as orders:
 
             def hear() -> Order:
-                if line := orders.readline():
-                    order: Order = json.loads(line)
-                    return order
-                raise BrokenPipeError
+                if (order := _next(orders)) is None:
+                    raise BrokenPipeError
+                return order
 
-            while line := orders.readline():
+            while (order := _next(orders)) is not None:
                 theirs.sendall(BEGUN)
-                goes_on = serve(json.loads(line), hear)
+                goes_on = serve(order, hear)
                 theirs.sendall(DONE if goes_on else TIRED)
                 if not goes_on:
                     break
@@ -125,3 +117,12 @@ def _be(theirs: socket.socket, prepare: Callable[[], Serve], leave: Callable[[],
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _next(orders: BinaryIO) -> Order | None:
+    length = int.from_bytes(orders.read(LENGTH))
+    said = orders.read(length)
+    if not length or len(said) < length:  # the worker is gone, in the middle of a word perhaps
+        return None
+    order: Order = marshal.loads(said)  # noqa: S302 - of the process that has forked us
+    return order

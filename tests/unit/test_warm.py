@@ -7,7 +7,9 @@ import sys
 import threading
 from typing import Any
 
-from nih_sched.worker.warm import BEGUN, DONE, WarmHorse
+import pytest
+
+from nih_sched.worker.warm import BEGUN, DONE, LENGTH, WarmHorse
 
 
 class Cut(Exception):
@@ -57,3 +59,27 @@ def test_no_answer_is_lost_by_whatever_cuts_the_listening_short() -> None:
         if not was_cut:
             break
     assert at > 3
+
+
+def test_an_order_arrives_as_it_was_given() -> None:
+    order = {"job": "é\n", "raw": {bytes(range(256)): bytes(range(256)) * 4096, b"": b""}, "created": 0.1 + 0.2}
+    warm = WarmHorse(lambda: lambda heard, hear: heard == order == hear(), lambda: None)
+    try:
+        for _ in range(2):
+            warm.hand_over(order)
+            warm.hand_over(order)
+            assert warm.answer(5) == BEGUN
+            warm.heard()
+            assert warm.answer(5) == DONE
+            warm.heard()
+    finally:
+        warm.bury()
+
+
+def test_a_word_cut_short_by_the_workers_end_is_no_order(capfd: pytest.CaptureFixture[str]) -> None:
+    for said in (b"", b"\0", (9).to_bytes(LENGTH) + b"{"):
+        warm = WarmHorse(lambda: lambda order, hear: True, lambda: None)
+        warm._socket.sendall(said)
+        _, status, _ = warm.bury(5)
+        assert status == 0
+    assert capfd.readouterr().err == ""
