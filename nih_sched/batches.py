@@ -18,6 +18,7 @@ FIRST_EVERY = 0.02  # seconds between looks until some rows have run
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 BEHIND_EVERY = 5.0  # seconds between counts of ready rows of which there should be plenty
 REMEMBERED = 100  # claims of ours whose run times are looked at
+GROWTH = 8  # by which the size grows at most from look to look: of the first rows, the short ones end first
 
 
 class Batches:
@@ -28,13 +29,17 @@ class Batches:
         self._looks = looks
         self._fixed = fixed
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
+        self._alone: deque[int] = deque(maxlen=REMEMBERED)  # those that didn't wait for others of their job
         self._size = 1
         self._next_look = self._next_count = 0.0
         self._behind = 0.0  # ready rows that the last claim left, as far as counted; 0: unknown
 
     def sent(self, claims: Sequence[Claim]) -> None:
         """Remember some of these claims, to see how long they will have run."""
-        self._recent.extend(claim.id for claim in claims[:: max(1, len(claims) // 10)])
+        some = [claim.id for claim in claims[:: max(1, len(claims) // 10)]]
+        self._recent.extend(some)
+        if self.size == 1:
+            self._alone.extend(some)
 
     @property
     def size(self) -> int:
@@ -78,9 +83,10 @@ class Batches:
     def look(self) -> None:
         """See, from time to time, how long rows have run."""
         if not self._fixed and self._recent and clock.monotonic() >= self._next_look:
-            found = fitting(self._looks.run_times(list(self._recent)))
-            self._size = found or self._size
-            self._next_look = clock.monotonic() + (LOOK_EVERY if found else FIRST_EVERY)
+            found = fitting(self._looks.run_times(list(self._recent), set(self._alone)))
+            before = self._size
+            self._size = min(found or before, GROWTH * before)
+            self._next_look = clock.monotonic() + (LOOK_EVERY if found == self._size else FIRST_EVERY)
 
 
 def fitting(seconds: Sequence[float]) -> int | None:

@@ -21,6 +21,7 @@ from nih_sched.store.marks import note_unserved
 from nih_sched.store.running import running
 
 LONG = 1.0  # seconds after which a row gives those behind it in its batch back
+LONGEST = 4.0  # seconds after which a job gives those back that it hasn't come to: twice as many as it was made for
 PACE = 0.1  # seconds after which we write what the horse has told: a commit costs as much as ten rows
 
 
@@ -49,6 +50,7 @@ class Steward:
         self._many = len(claim_ids) >= MANY
         self._claim = 0
         self._since = 0.0
+        self._began = clock.monotonic()
         self._not_before = 0.0
         self._closed = False
         self._behind_since: float | None = None
@@ -80,7 +82,8 @@ class Steward:
         # What was told just now may have company yet: more rows for the same commit, or the rest of a short job, and
         # then its horse writes it.
         writes = self._behind_since is not None and now - self._behind_since >= PACE
-        closes = claim != 0 and now - self._since >= LONG and not self._closed
+        overdue = now - self._since >= LONG or now - self._began >= LONGEST
+        closes = claim != 0 and overdue and not self._closed
         watches, looks = self._watch.is_due(claim), self._advance.is_due
         begins = self._advance.is_asked and not self._closed
         if now < self._not_before or not (writes or closes or watches or begins or looks):

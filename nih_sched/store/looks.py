@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -147,11 +147,20 @@ class Looks:
             query = query.where(c.claimed_by == producer)
         return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
 
-    def run_times(self, claim_ids: Sequence[int]) -> list[float]:
-        """For how many seconds these claims' last attempts ran, of those that have ended."""
+    def run_times(self, claim_ids: Sequence[int], alone: Collection[int] = ()) -> list[float]:
+        """For how many seconds these claims' last attempts ran, of those that have ended.
+
+        Args:
+            claim_ids: which.
+            alone: those that began to run when they started: while they run they count with what it took until now.
+        """
         c = self._attempts.c
-        query = select(c.seconds).where(c.id.in_(claim_ids), c.seconds.is_not(None))
-        return list(self._desk.read(lambda connection: connection.execute(query).scalars().all()))
+        begun = c.started_at.is_not(None) & c.finished_at.is_(None)
+        query = select(c.id, c.seconds, c.started_at, Now()).where(c.id.in_(claim_ids), c.seconds.is_not(None) | begun)
+        found = self._desk.read(lambda connection: connection.execute(query).all())
+        ended = [seconds for _, seconds, *_ in found if seconds is not None]
+        run = [seconds_between(began, now) for its, took, began, now in found if took is None and its in alone]
+        return ended + [max(0.0, seconds) for seconds in run]
 
     def last_failures(self, limit: int, seconds: float = WALK) -> tuple[list[Any], int | None]:
         """Rows in the failed state whose claims failed last: row_key, outcome, attempt, reason, finished_at.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from itertools import groupby
 
 import fakeredis
 import pytest
 
-from conformance.places import Events, Place, claim
+from conformance.places import Events, Place, claim, finish, start
 from nih_sched import producer as producer_
 from nih_sched import reconciler
 from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings
-from nih_sched.store import claims
+from nih_sched.store import Looks, claims
 
 
 @pytest.mark.usefixtures("events")
@@ -76,3 +77,19 @@ def test_where_a_look_takes_long_what_stands_nowhere_is_soon_looked_for_again(
         one.tick()
         now += 0.5
     assert "sent_again" in dict(events)
+
+
+def test_how_long_rows_run_is_known_while_they_do(place: Place) -> None:
+    place.jobs(*["Pending"] * 3)
+    desk = place.desk()
+    its = claim(desk)
+    done, runs, waits = (one.id for one in its)
+    start(desk, *its[:2])
+    finish(desk, its[0], seconds=0.2)
+    looks, ids = Looks(desk), [done, runs, waits]
+    assert looks.run_times(ids) == looks.run_times(ids, {waits}) == [0.2]
+    first, soon = looks.run_times(ids, {runs, waits})
+    time.sleep(0.05)
+    later = looks.run_times(ids, {runs, waits})[1]
+    assert first == 0.2
+    assert soon + 0.04 <= later < soon + 60

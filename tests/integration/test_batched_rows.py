@@ -134,6 +134,16 @@ def test_a_long_row_gives_those_behind_it_back(lite_batch: Work) -> None:
     assert ran[-1] == "end 3"
 
 
+def test_a_job_that_takes_too_long_gives_back_what_it_has_not_come_to(lite_batch: Work) -> None:
+    # None of its rows is long. Another worker could take them, if there was one.
+    line = ("--job", "batched:each_takes_a_while", "--burst", *TEN)
+    assert scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder).returncode == 0
+    assert lite_batch.ran() == {str(n): 1 for n in range(1, 11)}
+    (first, *others) = lite_batch.sql("SELECT count(*) FROM nih_sched_attempts GROUP BY rq_id ORDER BY min(id)")
+    assert 5 <= first[0] < 10
+    assert len(others) == 1
+
+
 @pytest.mark.parametrize("stock", [False, True])
 def test_a_row_that_is_cancelled_or_deleted_before_its_turn_is_not_run(lite_batch: Work, *, stock: bool) -> None:
     line = ("--job", "batched:each_takes_a_while", *TEN)

@@ -60,8 +60,9 @@ class Measured:
         self.seconds: Sequence[float] = seconds
         self.asked: list[int] = []
 
-    def run_times(self, ids: list[int]) -> Sequence[float]:
+    def run_times(self, ids: list[int], alone: set[int]) -> Sequence[float]:
         self.asked += ids
+        self.alone = alone
         return self.seconds
 
 
@@ -80,9 +81,15 @@ def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.Mo
     measured.seconds = [0.0]
     sizes.look()
     assert sizes.size == 1  # not looked at each time
-    now += batches.FIRST_EVERY
+    for size in (8, 64, 512, MOST, MOST):  # the first rows to end may be the shortest ones
+        now += batches.FIRST_EVERY
+        sizes.look()
+        assert sizes.size == size
+    sizes.sent([Claim(9, (9,), "x")])
+    now += batches.LOOK_EVERY
     sizes.look()
-    assert sizes.size == MOST
+    assert measured.asked[-3:] == [7, 8, 9]
+    assert measured.alone == {7, 8}
     measured.seconds = [2.0]
     now += batches.LOOK_EVERY
     sizes.look()
@@ -96,7 +103,9 @@ def test_batches_get_smaller_near_the_end(monkeypatch: pytest.MonkeyPatch) -> No
     looks.ready_up_to = lambda limit: counted.append(limit) or min(limit, ready)
     sizes = Batches(cast(Looks, looks), 0)
     sizes.sent([Claim(1, (1,), "x")])
-    sizes.look()
+    for _ in range(3):
+        sizes.look()
+        now += batches.FIRST_EVERY
     assert sizes.size_for(2) == sizes.size == 100
     ready = 10_000
     sizes.note_claim(800, 800, 100, 2, 2)
