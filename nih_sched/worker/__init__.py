@@ -145,6 +145,9 @@ class _QuietWorker(SimpleWorker):
     def _install_signal_handlers(self) -> None:
         pass
 
+    def subscribe(self) -> None:
+        """RQ's: nobody sends commands to it, and the thread that would hear them may live on for a minute."""
+
 
 def work_off(queue: Queue) -> None:
     """Run the queue's jobs in this process until it is empty, as nih_sched.testing does."""
