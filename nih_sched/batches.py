@@ -1,4 +1,4 @@
-"""How many rows travel in one RQ job: as many as run in about a second, from how long rows have run."""
+"""How many rows travel in one RQ job: as many as run in about two seconds, from how long rows have run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nih_sched.store.claims import TAKEN
 
 AIM = 2.0  # seconds of work in one job: what RQ and two commits cost it, some 15 ms, is little of that
 MOST = TAKEN  # rows in one job: it carries rows of one claim
-FIRST_EVERY = 0.02  # seconds between looks until some rows have run
+FIRST_EVERY = 0.02  # seconds between looks until some rows have run, and while the size grows
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 BEHIND_EVERY = 5.0  # seconds between counts of ready rows of which there should be plenty
 REMEMBERED = 100  # claims of ours whose run times are looked at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from nih_sched.store.marks import note_unserved
 from nih_sched.store.running import running
 
 LONG = 1.0  # seconds after which a row gives those behind it in its batch back
-LONGEST = 4.0  # seconds after which a job gives those back that it hasn't come to: twice as many as it was made for
+LONGEST = 4.0  # seconds of rows after which a job gives the rest back: twice as many as it was made for
 PACE = 0.1  # seconds after which we write what the horse has told: a commit costs as much as ten rows
 
 
@@ -50,7 +51,7 @@ class Steward:
         self._many = len(claim_ids) >= MANY
         self._claim = 0
         self._since = 0.0
-        self._began = clock.monotonic()
+        self._first = math.inf  # when the first row was in hand
         self._not_before = 0.0
         self._closed = False
         self._behind_since: float | None = None
@@ -74,6 +75,7 @@ class Steward:
         now, claim = clock.monotonic(), self._hand.claim
         if claim != self._claim:
             self._claim, self._since = claim, now
+            self._first = min(self._first, now)
         before, self._told = self._told, self._hand.told
         if not self._hand.is_behind:
             self._behind_since = None
@@ -82,7 +84,7 @@ class Steward:
         # What was told just now may have company yet: more rows for the same commit, or the rest of a short job, and
         # then its horse writes it.
         writes = self._behind_since is not None and now - self._behind_since >= PACE
-        overdue = now - self._since >= LONG or now - self._began >= LONGEST
+        overdue = now - self._since >= LONG or now - self._first >= LONGEST
         closes = claim != 0 and overdue and not self._closed
         watches, looks = self._watch.is_due(claim), self._advance.is_due
         begins = self._advance.is_asked and not self._closed

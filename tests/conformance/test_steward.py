@@ -6,10 +6,13 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from conformance.places import Events, Place, claim, start
 from nih_sched.model import Ended, Outcome
+from nih_sched.runner import parent
 from nih_sched.runner.hand import new_hand
-from nih_sched.runner.parent import PACE, Steward
+from nih_sched.runner.parent import LONGEST, PACE, Steward
 
 
 def test_what_has_run_is_not_given_back_with_the_rest(place: Place) -> None:
@@ -51,3 +54,25 @@ def test_it_writes_while_rows_run(place: Place, events: Events) -> None:
     assert place.states() == {n: "Done" if n <= 3 else "Started" for n in range(1, 13)}
     assert not hand.is_behind
     assert events[1:] == [("done_together", {"count": 3, "seconds": 0.0})]
+
+
+@pytest.mark.usefixtures("events")
+def test_a_job_whose_rows_began_late_keeps_its_time_for_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(parent.clock, "monotonic", lambda: now)
+    place.jobs(*["Pending"] * 5)
+    desk = place.desk()
+    claims = claim(desk)
+    hand = new_hand()
+    site: Any = SimpleNamespace(worker="worker", desk_for=lambda source, patience: desk, close=lambda: None)
+    steward = Steward(site, desk.source.name, [one.id for one in claims])
+    steward.look(0)
+    now += 2 * LONGEST  # the database was slow
+    start(desk, *claims)
+    for one in claims[:3]:
+        assert hand.take(one.id)
+        steward.look(0)
+        now += LONGEST / 2 + 0.1
+        hand.tell(Ended(one, Outcome.DONE, at=0.0))
+    assert not hand.take(claims[3].id)
+    assert place.states() == {1: "Done", 2: "Done", 3: "Started", 4: "Pending", 5: "Pending"}
