@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from nih_sched import clock, host, sample, settings, telemetry
 from nih_sched.counts import Memory
 from nih_sched.keeper import Slot, new_lease, vouched_until
+from nih_sched.runner.hand import new_hand
 from nih_sched.runner.handler import Handler, import_module, load, resolve
 from nih_sched.runner.portion import Portion
 from nih_sched.runner.traces import Traces
@@ -152,6 +153,8 @@ def prepare(
     handler = handler or handler_for(configured, desk)
     if configured.on_horse_start:
         load(configured.on_horse_start)
+    if not owns_process:
+        new_hand()  # this process's may be closed, and no worker opens it again: rows would come back for ever
     _here = Site(configured, desk, handler, owns_process=owns_process)
     return _here
 

@@ -9,6 +9,7 @@ from servers import Database
 
 from conformance.places import Events, Place
 from nih_sched import telemetry
+from nih_sched.runner.hand import Hand, new_hand
 
 
 @pytest.fixture
@@ -17,6 +18,13 @@ def place(database: Database) -> Iterator[Place]:
     place = Place(database)
     yield place
     place.close()
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    """A worker's and its horse's; other tests of this process get theirs back afterwards."""
+    monkeypatch.setattr("nih_sched.runner.hand._hand", None)
+    return new_hand()
 
 
 @pytest.fixture

@@ -15,15 +15,9 @@ from nih_sched.runner import advance, cancelling
 from nih_sched.runner.advance import Advance
 from nih_sched.runner.ahead import Ask
 from nih_sched.runner.cancelling import Waiting
-from nih_sched.runner.hand import Hand, new_hand
+from nih_sched.runner.hand import Hand
 from nih_sched.store import Desk
 from nih_sched.store.pauses import Pauses
-
-
-@pytest.fixture
-def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
-    monkeypatch.setattr("nih_sched.runner.hand._hand", None)  # other tests get theirs back afterwards
-    return new_hand()
 
 
 def worker() -> Advance:

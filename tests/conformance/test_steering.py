@@ -70,6 +70,7 @@ def test_begun_rows_that_their_owner_cancels_or_deletes_before_their_turn_are_kn
 
 
 @only("sqlite")
+@pytest.mark.usefixtures("hand")
 @pytest.mark.parametrize("tick", [TICK, LOOK])
 def test_whenever_a_cancel_comes_there_is_time_left_to_end_the_rows_processes(
     place: Place, monkeypatch: pytest.MonkeyPatch, tick: float
@@ -78,7 +79,6 @@ def test_whenever_a_cancel_comes_there_is_time_left_to_end_the_rows_processes(
     desk = place.desk()
     (row,) = start(desk, *claim(desk))
     now = 0.0
-    monkeypatch.setattr("nih_sched.runner.hand._hand", None)  # other tests get theirs back afterwards
     monkeypatch.setattr("nih_sched.runner.cancelling.clock.monotonic", lambda: now)
     monkeypatch.setattr("nih_sched.runner.cancelling.os.kill", lambda pid, number: None)  # the horse is deaf
     waits = []

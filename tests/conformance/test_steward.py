@@ -11,16 +11,15 @@ import pytest
 from conformance.places import Events, Place, claim, start
 from nih_sched.model import Ended, Outcome
 from nih_sched.runner import parent
-from nih_sched.runner.hand import new_hand
+from nih_sched.runner.hand import Hand
 from nih_sched.runner.parent import LONGEST, PACE, Steward
 
 
-def test_what_has_run_is_not_given_back_with_the_rest(place: Place) -> None:
+def test_what_has_run_is_not_given_back_with_the_rest(place: Place, hand: Hand) -> None:
     place.jobs(*["Pending"] * 4)
     desk = place.desk()
     claims = claim(desk)
     start(desk, *claims)
-    hand = new_hand()
     assert hand.take(claims[0].id)
     assert hand.tell(Ended(claims[0], Outcome.DONE, at=0.0))  # and isn't written: the database was away, say
     assert hand.take(claims[1].id)
@@ -35,12 +34,11 @@ def test_what_has_run_is_not_given_back_with_the_rest(place: Place) -> None:
     assert hand.unwritten() == []
 
 
-def test_it_writes_while_rows_run(place: Place, events: Events) -> None:
+def test_it_writes_while_rows_run(place: Place, hand: Hand, events: Events) -> None:
     place.jobs(*["Pending"] * 12)
     desk = place.desk()
     claims = claim(desk)
     start(desk, *claims)
-    hand = new_hand()
     site: Any = SimpleNamespace(worker="worker", desk_for=lambda source, patience: desk, close=lambda: None)
     steward = Steward(site, desk.source.name, [one.id for one in claims])
     for one in claims[:3]:
@@ -57,13 +55,14 @@ def test_it_writes_while_rows_run(place: Place, events: Events) -> None:
 
 
 @pytest.mark.usefixtures("events")
-def test_a_job_whose_rows_began_late_keeps_its_time_for_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_rows_began_late_keeps_its_time_for_them(
+    place: Place, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 100.0
     monkeypatch.setattr(parent.clock, "monotonic", lambda: now)
     place.jobs(*["Pending"] * 5)
     desk = place.desk()
     claims = claim(desk)
-    hand = new_hand()
     site: Any = SimpleNamespace(worker="worker", desk_for=lambda source, patience: desk, close=lambda: None)
     steward = Steward(site, desk.source.name, [one.id for one in claims])
     steward.look(0)

@@ -16,7 +16,7 @@ from servers import Database, eventually
 from sqlalchemy import Engine, StaticPool, create_engine, text
 
 from nih_sched.errors import BadHandler, Fail, NoPrimaryKey, NoSuchTable, RetryLater
-from nih_sched.runner import site
+from nih_sched.runner import share_hand, site
 from nih_sched.testing import drain
 
 CREATE = "CREATE TABLE mails (id integer PRIMARY KEY, state varchar(20) NOT NULL, address varchar(100))"
@@ -113,6 +113,13 @@ def test_it_may_be_called_again_and_again(memory: Engine) -> None:
     seen: list[str] = []
     assert drain(memory, "mails", lambda address: seen.append(address) or None) == {"done": 1}
     assert seen == ["b"]
+
+
+def test_a_hand_that_was_closed_in_this_process_is_none_of_its_business(memory: Engine) -> None:
+    hand = share_hand()
+    hand.take(1)
+    hand.close()
+    assert drain(memory, "mails", lambda address: None) == {"done": 3}
 
 
 def test_the_schedulers_settings_count(memory: Engine) -> None:
