@@ -93,9 +93,11 @@ class Supervisor:
             self._start("producer")
             for slot in self._slots.slots:
                 self._start("worker", slot)
-            while not self._stops:
+            while True:
                 self._reap(restart=True)
                 self._look()
+                if self._stops:
+                    break
                 waits = self._view or not all(child.pid for child in self._children)
                 self._nudge.wait(LOOK if waits else CALM)
         finally:

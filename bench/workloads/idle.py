@@ -21,7 +21,8 @@ PATIENCE = 60.0
 @contextmanager
 def idle(bench: Bench) -> Iterator[Plan]:
     """1 and 5 workers on PostgreSQL, with its bell if this version has one."""
-    bells = ["", "--notify"] if ours.can_ring(bench.options.scheduler) else [""]
+    measures = bench.options.idle_seconds >= CALM  # else it is only to be seen that it works
+    bells = ["", "--notify"] if measures and ours.can_ring(bench.options.scheduler) else [""]
     steps = []
     for bell in bells:
         pss: dict[int, float] = {}
@@ -47,7 +48,7 @@ def _run(bench: Bench, workers: int, bell: str, pss: dict[int, float]) -> Mappin
         with trees.running([line], ours.env(bench, database, count), ours.INSIDE) as tree:
             ran = tree.wait(PATIENCE, until=lambda: count.read().runs >= FIRST)
             bench.check(ran, f"idle, {workers} workers: its first rows didn't run\n{tree.output[-2000:]}")
-            time.sleep(CALM)
+            time.sleep(min(CALM, bench.options.idle_seconds))
             before, server, commits, began = (
                 tree.usage(),
                 bench.rig.cpu("postgresql"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from servers import Within, eventually, spawn_scheduler
 
 from nih_sched import broker, metrics
 from nih_sched.settings import Settings
-from nih_sched.supervisor import Supervisor
+from nih_sched.supervisor import Child, Supervisor
 from nih_sched.worker import Worker
 from nih_sched.worker.thin import WAIT
 
@@ -113,6 +114,22 @@ def test_where_it_cant_be_called_back_it_waits_shortly(worker: Any, monkeypatch:
     assert time.monotonic() - began < WAIT / 2
 
 
+def test_it_ends_though_the_thread_that_hears_commands_has_looked_just_now(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.subscribe()
+    real = worker.pubsub.unsubscribe
+
+    def slowly() -> None:
+        real()
+        time.sleep(0.3)  # in which the thread gets Redis's answer, and waits again, for a minute
+
+    monkeypatch.setattr(worker.pubsub, "unsubscribe", slowly)
+    with Within(0.3 + 0.6):  # RQ waits a second for it
+        worker.teardown()
+    assert not worker.pubsub_thread.is_alive()
+
+
 def test_five_idle_ones_stop_at_once_and_sleep_until_then(lite: Work, redis_url: str) -> None:
     line = ("--max-concurrent-jobs", "5", "--job", "handlers:count", "--poll-interval", "5")
     with spawn_scheduler(*line, env=lite.env, cwd=lite.folder) as process, Redis.from_url(redis_url) as redis:
@@ -140,6 +157,27 @@ def test_a_supervisor_heeds_a_stop_at_once() -> None:
     supervisor._nudge.wait(5)
     assert time.monotonic() - began < 2
     supervisor._nudge.close()
+    counting.close()
+
+
+def test_a_supervisor_ends_with_its_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = metrics.Counting()
+    supervisor = Supervisor(Settings(), "", counting)
+    wait, waits = supervisor._nudge.wait, []
+
+    def start(role: str, slot: Any = None) -> None:
+        process = subprocess.Popen(["sleep", "0.3" if role == "producer" else "60"])
+        supervisor._children.append(Child(role, process.pid, time.monotonic()))
+
+    def noted(seconds: float) -> None:
+        waits.append(supervisor._stops)
+        wait(seconds)
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    monkeypatch.setattr(supervisor._nudge, "wait", noted)
+    assert supervisor.run() == 0
+    assert waits
+    assert not any(waits)  # a second each
     counting.close()
 
 
