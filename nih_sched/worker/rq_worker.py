@@ -92,9 +92,10 @@ class Worker(HorseHalf):
         """RQ's; a stock command that runs this class knows no other end."""
         if not self.is_horse:
             self._dismiss_horse()
-            if self.pubsub_thread is not None:
+            thread: Any = self.pubsub_thread
+            if thread is not None:
                 # First: it looks once Redis answers that it has unsubscribed. Else in a minute, and RQ waits a second.
-                self.pubsub_thread.stop()
+                thread.stop()
         super().teardown()  # type: ignore[no-untyped-call]
 
     def subscribe(self) -> None:
