@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from nih_sched import broker, clock
 from nih_sched.model import Claim
-from nih_sched.store import Looks
+from nih_sched.store import Looks, Progress
 from nih_sched.store.claims import TAKEN
 
 AIM = 2.0  # seconds of work in one job: what RQ and two commits cost it, some 15 ms, is little of that
@@ -18,7 +18,8 @@ FIRST_EVERY = 0.02  # seconds between looks until some rows have run, and while 
 LOOK_EVERY = 0.2  # seconds between looks at how long rows have run
 BEHIND_EVERY = 5.0  # seconds between counts of ready rows of which there should be plenty
 REMEMBERED = 100  # claims of ours whose run times are looked at
-GROWTH = 8  # by which the size grows at most from look to look: of the first rows, the short ones end first
+CALM = 5.0  # seconds in which no rows have come back, after which twice as many may travel together
+GROWTH = 8  # by which the size changes at most from look to look: of the first rows, the short ones end first
 
 
 class Batches:
@@ -30,7 +31,9 @@ class Batches:
         self._fixed = fixed
         self._recent: deque[int] = deque(maxlen=REMEMBERED)
         self._alone: deque[int] = deque(maxlen=REMEMBERED)  # those that didn't wait for others of their job
-        self._size = 1
+        self._ran: set[int] = set()  # those of which that was seen
+        self._size, self._most = 1, MOST
+        self._calm_at = 0.0
         self._next_look = self._next_count = 0.0
         self._behind = 0.0  # ready rows that the last claim left, as far as counted; 0: unknown
 
@@ -81,12 +84,46 @@ class Batches:
         return 2 if not self._fixed and 1 < self._size < MOST else 4
 
     def look(self) -> None:
-        """See, from time to time, how long rows have run."""
-        if not self._fixed and self._recent and clock.monotonic() >= self._next_look:
-            found = fitting(self._looks.run_times(list(self._recent), set(self._alone)))
-            before = self._size
-            self._size = min(found or before, GROWTH * before)
-            self._next_look = clock.monotonic() + (LOOK_EVERY if found == self._size else FIRST_EVERY)
+        """See, from time to time, how long rows have run, and how many came back that should have."""
+        now = clock.monotonic()
+        if self._fixed or not self._recent or now < self._next_look:
+            return
+        progress = self._looks.progress(self._recent)
+        shrinks = self._came_back(progress, now)
+        found = fitting(_run_times(progress, self._alone))
+        before = self._size
+        self._size = min(found or before, GROWTH * before, self._most)
+        grows = found is not None and self._size < min(found, self._most)
+        self._next_look = now + (FIRST_EVERY if shrinks or grows or found is None else LOOK_EVERY)
+
+    def _came_back(self, progress: Mapping[int, Progress], now: float) -> bool:
+        # A row that leaves something behind, or takes long, has all behind it in its job given back: a job of a
+        # thousand would run one row, and the next job too. What is gone after it has run was pruned.
+        ran = {claim for claim, one in progress.items() if one.seconds is not None and not one.runs}
+        came_back = sum(claim not in progress and claim not in self._ran for claim in self._recent)
+        new = len(ran - self._ran)
+        shrinks = came_back > new
+        if shrinks:
+            part = self._size * new // (new + came_back)
+            self._most, self._calm_at = max(1, self._size // GROWTH, part), now + CALM
+        elif now >= self._calm_at:
+            self._most, self._calm_at = min(MOST, 2 * self._most), now + CALM
+        self._ran = ran
+        self._recent = deque((claim for claim in self._recent if claim in progress), maxlen=REMEMBERED)
+        return shrinks
+
+
+def _run_times(progress: Mapping[int, Progress], alone: Collection[int]) -> list[float]:
+    """How long rows have run, and those that run by now, if they didn't wait for others and take longer than most.
+
+    One that began a moment ago says nothing yet.
+    """
+    ran = [one.seconds for one in progress.values() if one.seconds is not None and not one.runs]
+    if not ran:
+        return []
+    mean = statistics.fmean(ran)
+    running = [one.seconds for claim, one in progress.items() if one.runs and claim in alone and one.seconds]
+    return ran + [seconds for seconds in running if seconds > mean]
 
 
 def fitting(seconds: Sequence[float]) -> int | None:

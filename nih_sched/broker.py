@@ -36,6 +36,7 @@ RESULT_TTL = 500  # seconds for which rq-dashboard shows a finished job
 FAILURE_TTL = 30 * 86400  # seconds for which it shows a failed one; the ledger keeps the truth longer
 COUNTS = "nih_sched:counts:"  # and a source's name: what stock workers have counted
 COUNTS_TTL = 86400  # seconds for which they wait for a producer
+MOST_SECONDS = 2**31 - 1  # that RQ's alarm may be set to: an int of C. docs.python.org/3/library/signal.html
 RQ_SLACK = 3600  # seconds by which RQ's timeout comes after ours: an outcome may have to wait for the database
 
 
@@ -103,7 +104,7 @@ def _facts(queue: Queue, one: Send) -> dict[str, Any]:
     intervals: list[Any] = list(one.intervals)  # RQ says int and takes fractions too
     return {
         "args": (queue.name, list(one.claim_ids)),
-        "timeout": int(one.timeout * len(one.claim_ids)) + RQ_SLACK,
+        "timeout": min(int(one.timeout * len(one.claim_ids)) + RQ_SLACK, MOST_SECONDS),
         "result_ttl": RESULT_TTL,
         "failure_ttl": FAILURE_TTL,
         # Ids only: rq-dashboard shows this text without escaping it.

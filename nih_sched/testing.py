@@ -14,7 +14,7 @@ from nih_sched import broker, runner
 from nih_sched.producer import Producer
 from nih_sched.runner.handler import function_handler
 from nih_sched.settings import Settings
-from nih_sched.store import Desk
+from nih_sched.store import Claims, Desk
 from nih_sched.store.desk import desk_on
 from nih_sched.worker import work_off
 
@@ -44,14 +44,19 @@ def drain(engine: Engine, table: str, handler: Callable[..., Any], **settings: A
     redis = fakeredis.FakeStrictRedis()
     logger.setLevel(logging.CRITICAL)
     try:
+        Claims(desk, "", 0).give_all_back()  # what one has left behind that was cut short: nobody carries it
         producer = Producer(chosen, desk, redis)
-        while True:
-            tick = producer.tick()
-            work_off(broker.queue_of(redis, desk.source.name))
-            if producer.is_over(tick):
-                return producer.ended()
-            if not tick.claimed and not tick.sent:
-                time.sleep(0.005)
+        try:
+            while True:
+                tick = producer.tick()
+                work_off(broker.queue_of(redis, desk.source.name))
+                if producer.is_over(tick):
+                    return producer.ended()
+                if not tick.claimed and not tick.sent:
+                    time.sleep(0.005)
+        except BaseException:
+            producer.stop()
+            raise
     finally:
         logger.setLevel(level)
         runner.clear()

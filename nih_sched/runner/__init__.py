@@ -32,6 +32,7 @@ from nih_sched.runner.streams import keep_streams
 from nih_sched.runner.traces import Growth, Traces
 from nih_sched.store import Attempts, Desk, Hold, Retries
 from nih_sched.store.records import StaleDesk
+from nih_sched.store.running import running
 
 __all__ = [
     "CANCELLED",
@@ -128,7 +129,7 @@ def _go(site: Site, desk: Desk, claim_ids: Sequence[int]) -> dict[str, int]:
     with alarms(give_back=not site.owns_process):
         site.look_before_rows()
         begun = starts.begin()
-        with _to_the_end(site, desk, starts):
+        with _to_the_end(site, desk, starts), _none_left(site, desk, attempts, claim_ids):
             while begun:
                 starts.go_ahead(begun)
                 if left := _run_rows(site, desk, begun, outcomes, hold):
@@ -155,6 +156,19 @@ def _to_the_end(site: Site, desk: Desk, starts: Starts) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _none_left(site: Site, desk: Desk, attempts: Attempts, claim_ids: Sequence[int]) -> Iterator[None]:
+    """In somebody else's process nobody looks after rows that have begun: what cuts us short, Ctrl-C say, lets go."""
+    try:
+        yield
+    except BaseException:
+        if not site.owns_process:
+            with contextlib.suppress(SQLAlchemyError):
+                found = running(desk, claim_ids, site.worker or _own_name(), patience=LEAST_WAIT)
+                attempts.take_back([claim for claim, _ in found], patience=LEAST_WAIT)
+        raise
+
+
 def _run_rows(site: Site, desk: Desk, waiting: Waiting, outcomes: Outcomes, hold: Hold | None) -> Sequence[StartedRow]:
     """Run rows that have begun, one after the other; return those that should run elsewhere."""
     hand, call, timeout = share_hand(), partial(_call, site), desk.source.timeout
@@ -168,7 +182,8 @@ def _run_rows(site: Site, desk: Desk, waiting: Waiting, outcomes: Outcomes, hold
         if withdrawn := waiting.withdrawn(number):
             outcomes.add(withdrawn)
             continue
-        if site.tired or interrupt_asked() or not hand.take(claim_id):
+        # A process that nobody replaces goes on: the next job would find it as this row does.
+        if (site.tired and site.owns_process) or interrupt_asked() or not hand.take(claim_id):
             meter.end()
             return rows[number:]
         if hold:

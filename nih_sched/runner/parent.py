@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nih_sched import broker, clock, telemetry
+from nih_sched.errors import NihError
 from nih_sched.model import Claim, Ended, Outcome, Trail
 from nih_sched.runner.advance import Advance
 from nih_sched.runner.ahead import BRIEFLY
@@ -18,6 +19,7 @@ from nih_sched.runner.hand import Hand, share_hand
 from nih_sched.runner.outcomes import MANY, report, report_all, send_alone
 from nih_sched.runner.site import Site
 from nih_sched.store import Attempts, Claims, Desk, Retries
+from nih_sched.store.desk import FOREVER
 from nih_sched.store.marks import note_unserved
 from nih_sched.store.running import running
 
@@ -104,7 +106,7 @@ class Steward:
                     self._advance.look(self._desk)
                 if watches:
                     return self._watch.look(self._desk, horse)
-        except SQLAlchemyError:
+        except (SQLAlchemyError, NihError):
             self._not_before = clock.monotonic() + LONG
         return False
 
@@ -132,9 +134,11 @@ class Steward:
                 return  # it has come out of it: then it sees that it is to stop, and does this itself
             ran = {self._claim, *(Ended.claim_told(text) for text in self._hand.unwritten())}
         self._closed = True
+        # Briefly: while we wait for a lock of their owner's, nobody looks after the row in hand. Its horse, which gets
+        # no further one, gives back what is left.
         begun = _begun(self._site, desk, self._claim_ids, patience=BRIEFLY)
-        _take_back(self._site, desk, {i: one for i, one in begun.items() if i not in ran})
-        Claims(desk, "", 0).give_back([i for i in self._claim_ids if i not in ran])
+        _take_back(self._site, desk, {i: one for i, one in begun.items() if i not in ran}, patience=BRIEFLY)
+        Claims(desk, "", 0).give_back([i for i in self._claim_ids if i not in ran], patience=BRIEFLY)
 
 
 def crashed(
@@ -206,10 +210,10 @@ def _told(texts: Sequence[bytes], begun: dict[int, tuple[Claim, str]]) -> dict[s
     return ends
 
 
-def _take_back(site: Site, desk: Desk, begun: dict[int, tuple[Claim, str]]) -> None:
+def _take_back(site: Site, desk: Desk, begun: dict[int, tuple[Claim, str]], patience: float | None = None) -> None:
     for run in {run for _, run in begun.values()}:
         claims = [claim for claim, its_run in begun.values() if its_run == run]
-        Attempts(desk, run, site.worker).take_back(claims)
+        Attempts(desk, run, site.worker).take_back(claims, patience=FOREVER if patience is None else patience)
 
 
 def write_again(site: Site, unwritten: Unwritten) -> bool:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nih_sched.store.claims import Claims
     from nih_sched.store.desk import Desk, open_desk, source_desk, source_facts, source_name
     from nih_sched.store.leases import Hold, Lease, Leases
-    from nih_sched.store.looks import Looks, Seen
+    from nih_sched.store.looks import Looks, Progress, Seen
     from nih_sched.store.orphans import Orphan, Orphans
     from nih_sched.store.retries import Due, Retries
 
@@ -28,6 +28,7 @@ __all__ = [
     "Looks",
     "Orphan",
     "Orphans",
+    "Progress",
     "Retries",
     "Seen",
     "open_desk",
@@ -50,6 +51,7 @@ __getattr__ = at_first_use(
         "Looks": "looks",
         "Orphan": "orphans",
         "Orphans": "orphans",
+        "Progress": "looks",
         "Retries": "retries",
         "Seen": "looks",
         "open_desk": "desk",

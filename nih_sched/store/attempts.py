@@ -278,13 +278,17 @@ class Attempts:
             return {k: v for key in keys for k, v in self._read(connection, [key], columns).items()}
         return {encode_key(tuple(row[:width])): (dict(zip(columns, row[width:], strict=True)), None) for row in result}
 
-    def take_back(self, claims: Sequence[Claim]) -> list[int]:
+    def take_back(self, claims: Sequence[Claim], *, patience: float = FOREVER) -> list[int]:
         """Have claims of this run not have begun, after all: those whose rows nobody has begun to run.
+
+        Args:
+            claims: which.
+            patience: seconds for which a database that is away, or a locked row, is waited for.
 
         Returns:
             the ids of those that were still this run's.
         """
-        return self._desk.transact(lambda c: self._take_back(c, claims), patience=FOREVER)
+        return self._desk.transact(lambda c: self._take_back(c, claims), patience=patience)
 
     def _take_back(self, connection: Connection, claims: Sequence[Claim]) -> list[int]:
         attempts, rows = self._attempts, self._desk.rows

@@ -14,7 +14,7 @@ from nih_sched.dialects.base import Opened
 from nih_sched.errors import KeysDontMatch
 from nih_sched.model import Claim, Key, Outcome, State, decode_key, encode_key, open_keys_of
 from nih_sched.store import swift
-from nih_sched.store.desk import Desk
+from nih_sched.store.desk import PATIENCE, Desk
 from nih_sched.store.pauses import unpaused
 from nih_sched.store.unreadable import Unreadable
 
@@ -211,11 +211,15 @@ class Claims:
             full |= set(self._desk.read(partial(_column, query)))
         return [rq_id for rq_id in dict.fromkeys(rq_ids) if rq_id not in full]
 
-    def give_back(self, ids: Sequence[int] | None = None) -> list[str]:
+    def give_back(self, ids: Sequence[int] | None = None, *, patience: float = PATIENCE) -> list[str]:
         """Give back what this producer (or anyone, of the claims `ids`) has claimed and no worker has begun.
 
         A first attempt goes back to ready as if it had never been claimed. A claim that has spent tries keeps them: it
         stays open, due at once, for the next scheduler to send.
+
+        Args:
+            ids: whose.
+            patience: seconds for which a database that is away, or a locked row, is waited for.
 
         Returns:
             the RQ ids of the jobs that carry nothing any more.
@@ -233,11 +237,11 @@ class Claims:
                 .where(attempts.c.attempt == 1)
                 .limit(CHUNK)
             )
-            looked, given = self._desk.transact(partial(self._give_back_chunk, query=query))
+            looked, given = self._desk.transact(partial(self._give_back_chunk, query=query), patience=patience)
             void += given
             if not looked:
                 break
-        self._desk.transact(lambda c: self._make_due(c, chosen))
+        self._desk.transact(lambda c: self._make_due(c, chosen), patience=patience)
         return self.carrying_nothing(void)
 
     def give_all_back(self) -> list[str]:

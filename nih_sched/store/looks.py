@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Integer, Select, bindparam, case, func, literal, literal_column, or_, select
 from sqlalchemy.sql import ColumnElement
@@ -34,6 +34,13 @@ class Seen:
     moving: bool  # claims that are queued or run
     paused: bool  # the source
     due: float | None  # seconds until the next of the others is; None when none waits
+
+
+class Progress(NamedTuple):
+    """How far a claim has come."""
+
+    runs: bool
+    seconds: float | None  # that it has run by now, or that its last attempt ran; None before the first
 
 
 class Looks:
@@ -147,20 +154,15 @@ class Looks:
             query = query.where(c.claimed_by == producer)
         return {row[0]: row[1] for row in self._desk.read(lambda connection: connection.execute(query).all())}
 
-    def run_times(self, claim_ids: Sequence[int], alone: Collection[int] = ()) -> list[float]:
-        """For how many seconds these claims' last attempts ran, of those that have ended.
-
-        Args:
-            claim_ids: which.
-            alone: those that began to run when they started: while they run they count with what it took until now.
-        """
+    def progress(self, claim_ids: Iterable[int]) -> dict[int, Progress]:
+        """How far these claims have come, by id; those that were given back are missing."""
         c = self._attempts.c
-        begun = c.started_at.is_not(None) & c.finished_at.is_(None)
-        query = select(c.id, c.seconds, c.started_at, Now()).where(c.id.in_(claim_ids), c.seconds.is_not(None) | begun)
-        found = self._desk.read(lambda connection: connection.execute(query).all())
-        ended = [seconds for _, seconds, *_ in found if seconds is not None]
-        run = [seconds_between(began, now) for its, took, began, now in found if took is None and its in alone]
-        return ended + [max(0.0, seconds) for seconds in run]
+        query = select(c.id, c.seconds, c.started_at, c.finished_at, Now()).where(c.id.in_(list(claim_ids)))
+        progress = dict[int, Progress]()
+        for its, seconds, began, ended, now in self._desk.read(lambda connection: connection.execute(query).all()):
+            runs = began is not None and ended is None
+            progress[its] = Progress(runs, max(0.0, seconds_between(began, now)) if runs else seconds)
+        return progress
 
     def last_failures(self, limit: int, seconds: float = WALK) -> tuple[list[Any], int | None]:
         """Rows in the failed state whose claims failed last: row_key, outcome, attempt, reason, finished_at.

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis import Redis
 from rq import Queue
 from rq.exceptions import StopRequested
+from rq.job import Job
 from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 
@@ -140,6 +141,16 @@ class _NoPenalty(BaseDeathPenalty):
 class _QuietWorker(SimpleWorker):
     """RQ's in-process worker, in a process whose signals are somebody else's."""
 
+    broke: BaseException | None = None
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """RQ's; what ends this process, Ctrl-C say, is no job's failure, though it came between two rows."""
+        if isinstance(exc_info[1], Exception):
+            super().handle_exception(job, *exc_info)
+        else:
+            self.broke = exc_info[1]
+            raise StopRequested
+
     death_penalty_class = _NoPenalty
 
     def _install_signal_handlers(self) -> None:
@@ -151,9 +162,10 @@ class _QuietWorker(SimpleWorker):
 
 def work_off(queue: Queue) -> None:
     """Run the queue's jobs in this process until it is empty, as nih_sched.testing does."""
-    _QuietWorker([queue], connection=queue.connection, serializer=broker.SERIALIZER).work(
-        burst=True, logging_level="CRITICAL"
-    )
+    worker = _QuietWorker([queue], connection=queue.connection, serializer=broker.SERIALIZER)
+    worker.work(burst=True, logging_level="CRITICAL")
+    if worker.broke is not None:
+        raise worker.broke
 
 
 def reach(open_it: Callable[[], T], stop: clock.Bell, *, insist: bool) -> T | None:

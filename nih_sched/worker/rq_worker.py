@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
@@ -34,7 +35,7 @@ class Worker(HorseHalf):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._horse_too_late = False
+        self._horse_too_late = self._horse_broke = False
         self._horse_end: tuple[int | None, Any] = (None, None)
         self._warm: WarmHorse | None = None
         self._said: list[Order] = []  # to the horse, of the job that runs
@@ -143,9 +144,18 @@ class Worker(HorseHalf):
             self._say({"execution": execution.id, "created": execution.created_at.timestamp()})
             self.monitor_work_horse(job, queue, execution)
         finally:
+            self._end_unwatched_horse()
             self._steward.leave()
             self._last_job = clock.monotonic()
             self._after(job, queue, died_in_hand=runner.share_hand().claim != 0)
+
+    def _end_unwatched_horse(self) -> None:
+        """What keeps us from watching a horse ends it: else it would run rows on that are given back."""
+        if self._warm is not None and self._horse_end == (None, None):
+            with _undisturbed():
+                self._horse_broke = True
+                warm, self._warm = self._warm, None
+                self._horse_end = warm.bury()[1:]
 
     def _after(self, job: Job, queue: Queue, *, died_in_hand: bool) -> None:
         """End what a horse that died had in hand, in its stead; RQ itself may be cut off from Redis at this moment."""
@@ -160,6 +170,8 @@ class Worker(HorseHalf):
         how = "ran on past its timeout, and was killed" if self._horse_too_late else how_it_died(status, rusage)
         if unvouched:
             outcome, how = Outcome.INTERRUPTED, "its lease couldn't be renewed, so it was stopped"
+        if self._horse_broke:
+            outcome, how = Outcome.INTERRUPTED, "its worker met an error, and stopped it"
         if self._horse_asked_to_stop:
             outcome, how = Outcome.INTERRUPTED, "its worker was told to stop"
         if self._steward is not None and self._steward.has_cancelled:
@@ -178,7 +190,7 @@ class Worker(HorseHalf):
         self._hand_over(job.id, queue.name, self.raw_of(job))
 
     def _hand_over(self, rq_id: str, queue: str, raw: Raw) -> None:
-        self._horse_asked_to_stop = self._horse_too_late = False
+        self._horse_asked_to_stop = self._horse_too_late = self._horse_broke = False
         self._horse_end = (None, None)
         self._kept.dismount()
         self._begun = self._fresh = False
@@ -233,9 +245,10 @@ class Worker(HorseHalf):
         if answer == DONE:
             self._horse_end = (0, None)
             return warm.pid, 0, None
-        self._warm = None
-        pid, status, rusage = warm.bury(PATIENCE if answer == TIRED else 0.0)
-        self._horse_end = (status, rusage)
+        with _undisturbed():
+            self._warm = None
+            pid, status, rusage = warm.bury(PATIENCE if answer == TIRED else 0.0)
+            self._horse_end = (status, rusage)
         return pid, status, rusage
 
     def _look_after(self, pid: int) -> None:
@@ -255,7 +268,7 @@ class Worker(HorseHalf):
         """RQ's; Redis being away is no reason to leave a running horse alone."""
         if self._slots is not None:
             self._ensure_keeper(self._slots)
-        with contextlib.suppress(*broker.OUTAGES):
+        with contextlib.suppress(RedisError):  # whatever it refuses
             super().maintain_heartbeats(job, execution)
 
     @property
@@ -282,8 +295,8 @@ class Worker(HorseHalf):
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     # RQ's heartbeat comes by an alarm that raises: not into the middle of a transaction.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

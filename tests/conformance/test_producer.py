@@ -14,7 +14,7 @@ from nih_sched import reconciler
 from nih_sched.producer import Producer
 from nih_sched.reconciler import Reconciler
 from nih_sched.settings import Settings
-from nih_sched.store import Looks, claims
+from nih_sched.store import Claims, Looks, claims
 
 
 @pytest.mark.usefixtures("events")
@@ -87,9 +87,10 @@ def test_how_long_rows_run_is_known_while_they_do(place: Place) -> None:
     start(desk, *its[:2])
     finish(desk, its[0], seconds=0.2)
     looks, ids = Looks(desk), [done, runs, waits]
-    assert looks.run_times(ids) == looks.run_times(ids, {waits}) == [0.2]
-    first, soon = looks.run_times(ids, {runs, waits})
+    soon = looks.progress(ids)
+    assert (soon[done], soon[runs].runs, soon[waits]) == ((False, 0.2), True, (False, None))
     time.sleep(0.05)
-    later = looks.run_times(ids, {runs, waits})[1]
-    assert first == 0.2
-    assert soon + 0.04 <= later < soon + 60
+    Claims(desk, "", 0).give_back([waits])
+    later = looks.progress(ids)
+    assert set(later) == {done, runs}
+    assert soon[runs].seconds + 0.04 <= later[runs].seconds < soon[runs].seconds + 60

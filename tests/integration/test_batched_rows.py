@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
+from collections import Counter
 
 import psutil
 import pytest
@@ -62,6 +64,26 @@ def third_leaves_traces(id):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     if id == 8:
         subprocess.Popen(["sleep", "1"])
+
+def each_leaves_traces(id):
+    note(id)
+    os.environ["LEFT"] = str(id)
+
+def in_parts(id):
+    note("begin", id)
+    time.sleep(0.8)
+    note("end", id)
+
+def one_error():
+    from nih_sched.runner.parent import Steward
+    look = Steward.look
+    def breaks_once(self, horse):
+        begun = open("ran.log").read() if os.path.exists("ran.log") else ""
+        if not os.path.exists("broke") and begun.count("begin") > 2:
+            open("broke", "x").close()
+            raise RuntimeError("of no kind that is expected here")
+        return look(self, horse)
+    Steward.look = breaks_once
 
 def hooked():
     import threading
@@ -123,6 +145,50 @@ def test_a_row_that_kills_its_horse_is_the_only_one_that_runs_again(lite_batch: 
     assert [a.outcome for a in lite_batch.attempts(5)] == ["crashed", "done"]
     ran = [line.split()[0] for line in lite_batch.ran().elements()]
     assert sorted(ran, key=int) == sorted([*map(str, range(1, 11)), "5"], key=int)
+
+
+def test_a_horse_that_its_worker_cant_watch_any_more_ends_and_no_row_runs_beside_itself(lite_batch: Work) -> None:
+    line = ("--job", "batched:in_parts", "--preload", "batched:one_error", "--burst", "--lease", "6", *TEN)
+    done = scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder)
+    assert done.returncode == 0, done.stderr
+    assert (lite_batch.folder / "broke").exists()
+    assert lite_batch.states() == {"Done": 10}
+    ran = (lite_batch.folder / "ran.log").read_text().splitlines()
+    assert sorted(line for line in ran if line.startswith("end")) == sorted(f"end {n}" for n in range(1, 11))
+    (cut,) = lite_batch.sql("SELECT row_key, reason FROM nih_sched_attempts WHERE outcome = 'interrupted'")
+    assert cut.reason == "its worker met an error, and stopped it"
+    begun = Counter(line.split()[1] for line in ran if line.startswith("begin"))
+    assert begun == {str(n): 1 + (f"[{n}]" == cut.row_key) for n in range(1, 11)}
+
+
+def test_a_timeout_of_a_year_is_none_too_many_for_rq(lite_batch: Work) -> None:
+    lite_batch.insert(*range(11, 101))
+    line = (
+        "--job",
+        "handlers:count",
+        "--burst",
+        "--batch-size",
+        "100",
+        "--max-concurrent-jobs",
+        "1",
+        "--timeout",
+        str(365 * 86400),
+    )
+    done = scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder)
+    assert done.returncode == 0, done.stderr
+    assert lite_batch.states() == {"Done": 100}
+    assert "sent" not in done.stdout
+
+
+def test_rows_that_leave_something_behind_come_to_travel_alone(lite_batch: Work) -> None:
+    # Each ends its horse, and has those behind it in its job given back.
+    lite_batch.insert(*range(11, 301))
+    line = ("--job", "batched:each_leaves_traces", "--burst", "--max-concurrent-jobs", "2", "--poll-interval", "0.1")
+    done = scheduler(*line, env=lite_batch.env, cwd=lite_batch.folder)
+    assert done.returncode == 0, done.stderr
+    assert lite_batch.states() == {"Done": 300}
+    claimed = sum(int(number) for number in re.findall(r" claimed (\d+) rows?$", done.stderr, re.MULTILINE))
+    assert 300 <= claimed < 300 * 20  # 18,000 to 19,000, when the size of jobs followed the run times alone
 
 
 def test_a_long_row_gives_those_behind_it_back(lite_batch: Work) -> None:

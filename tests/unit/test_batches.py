@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +16,7 @@ from nih_sched import batches
 from nih_sched.batches import MOST, Batches, fitting, rq_ids
 from nih_sched.model import Claim
 from nih_sched.settings import Settings, load
-from nih_sched.store import Looks
+from nih_sched.store import Looks, Progress
 
 
 @pytest.mark.parametrize(
@@ -54,58 +56,100 @@ def test_batches_leave_no_worker_idle(count: int, size: int, workers: int) -> No
 
 
 class Measured:
-    """Run times as the ledger would tell them."""
+    """Claims' progress as the ledger would tell it; of those that it isn't told of the same as of the others."""
 
-    def __init__(self, *seconds: float) -> None:
-        self.seconds: Sequence[float] = seconds
+    def __init__(self, seconds: float | None = None) -> None:
+        self.others = Progress(False, seconds)
+        self.told: dict[int, Progress | None] = {}  # None: it was given back
         self.asked: list[int] = []
 
-    def run_times(self, ids: list[int], alone: set[int]) -> Sequence[float]:
-        self.asked += ids
-        self.alone = alone
-        return self.seconds
+    def progress(self, ids: Iterable[int]) -> dict[int, Progress]:
+        self.asked += (claims := list(ids))
+        found = {claim: self.told.get(claim, self.others) for claim in claims}
+        return {claim: one for claim, one in found.items() if one is not None}
 
 
-def test_it_begins_with_one_and_follows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(batches.clock, "monotonic", lambda: now)
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock's, that the test sets."""
+    made = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(batches.clock, "monotonic", lambda: made.now)
+    return made
+
+
+def sent(sizes: Batches, *ids: int) -> None:
+    sizes.sent([Claim(n, (n,), "x") for n in ids])
+
+
+def look(sizes: Batches, time: SimpleNamespace, after: float = batches.LOOK_EVERY) -> int:
+    time.now += after
+    sizes.look()
+    return sizes.size
+
+
+def test_it_begins_with_one_and_follows_what_was_measured(time: SimpleNamespace) -> None:
     measured: Any = Measured()
     sizes = Batches(cast(Looks, measured), 0)
-    sizes.look()
-    assert sizes.size == 1
+    assert look(sizes, time) == 1
     assert measured.asked == []
-    sizes.sent([Claim(n, (n,), "x") for n in (7, 8)])
-    sizes.look()
-    assert sizes.size == 1  # none has ended yet
+    sent(sizes, 7, 8)
+    assert look(sizes, time) == 1  # none has ended yet
     assert measured.asked == [7, 8]
-    measured.seconds = [0.0]
-    sizes.look()
-    assert sizes.size == 1  # not looked at each time
+    measured.others = Progress(False, 0.0)
+    assert look(sizes, time, 0.0) == 1  # not looked at each time
     for size in (8, 64, 512, MOST, MOST):  # the first rows to end may be the shortest ones
-        now += batches.FIRST_EVERY
-        sizes.look()
-        assert sizes.size == size
-    sizes.sent([Claim(9, (9,), "x")])
-    now += batches.LOOK_EVERY
-    sizes.look()
+        assert look(sizes, time, batches.FIRST_EVERY) == size
+    sent(sizes, 9)
+    look(sizes, time)
     assert measured.asked[-3:] == [7, 8, 9]
-    assert measured.alone == {7, 8}
-    measured.seconds = [2.0]
-    now += batches.LOOK_EVERY
-    sizes.look()
-    assert sizes.size == 1
+    measured.others = Progress(False, 2.0)
+    assert look(sizes, time) == 1
 
 
-def test_batches_get_smaller_near_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, counted = 100.0, list[int]()
-    monkeypatch.setattr(batches.clock, "monotonic", lambda: now)
+def test_a_row_that_runs_counts_if_it_waited_for_none_and_takes_longer_than_others(time: SimpleNamespace) -> None:
+    measured: Any = Measured()
+    sizes = Batches(cast(Looks, measured), 0)
+    sent(sizes, 1, 2)
+    measured.told = {1: Progress(True, 0.001), 2: Progress(True, 0.001)}
+    assert look(sizes, time) == 1  # of rows of a minute, say, that have begun just now
+    measured.told[1] = Progress(False, 0.5)
+    assert look(sizes, time) == 4
+    measured.told[2] = Progress(True, 60.0)
+    sent(sizes, 3)
+    measured.told[3] = Progress(True, 60.0)  # it may have waited
+    assert look(sizes, time) == 1
+    measured.told[2] = Progress(False, 0.5)
+    assert look(sizes, time) == 4
+
+
+def test_batches_of_which_most_rows_come_back_get_smaller(time: SimpleNamespace) -> None:
+    measured: Any = Measured(0.001)
+    sizes = Batches(cast(Looks, measured), 0)
+    sent(sizes, 1)
+    assert [look(sizes, time) for _ in range(4)] == [8, 64, 512, MOST]
+    numbers = itertools.count(2)
+    found = []
+    for _ in range(6):
+        ids = [next(numbers) for _ in range(10)]
+        measured.told = dict.fromkeys(ids[1:])
+        sent(sizes, *ids)
+        found.append(look(sizes, time))
+    assert found == [250, 31, 3, 1, 1, 1]
+    sent(sizes, next(numbers))
+    assert look(sizes, time) == 1
+    assert [look(sizes, time, batches.CALM) for _ in range(3)] == [2, 4, 8]
+    measured.told = dict.fromkeys(range(next(numbers)))  # what has run may be pruned
+    assert look(sizes, time) == 8
+
+
+def test_batches_get_smaller_near_the_end(time: SimpleNamespace) -> None:
+    counted = list[int]()
     looks: Any = Measured(0.02)
     looks.ready_up_to = lambda limit: counted.append(limit) or min(limit, ready)
     sizes = Batches(cast(Looks, looks), 0)
     sizes.sent([Claim(1, (1,), "x")])
     for _ in range(3):
-        sizes.look()
-        now += batches.FIRST_EVERY
+        look(sizes, time)
     assert sizes.size_for(2) == sizes.size == 100
     ready = 10_000
     sizes.note_claim(800, 800, 100, 2, 2)
@@ -116,7 +160,7 @@ def test_batches_get_smaller_near_the_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert counted == [1600] * 2
     sizes.note_claim(601, 601, 100, 2, 1)  # another producer has a worker too
     assert counted == [1600] * 3
-    now += batches.BEHIND_EVERY
+    time.now += batches.BEHIND_EVERY
     sizes.note_claim(1, 1, 100, 2, 2)
     assert counted == [1600] * 4  # by now others may have claimed them
     ready = 200

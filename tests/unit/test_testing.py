@@ -15,8 +15,11 @@ import pytest
 from servers import Database, eventually
 from sqlalchemy import Engine, StaticPool, create_engine, text
 
+from nih_sched import runner
 from nih_sched.errors import BadHandler, Fail, NoPrimaryKey, NoSuchTable, RetryLater
+from nih_sched.producer import Producer
 from nih_sched.runner import share_hand, site
+from nih_sched.runner.traces import Traces
 from nih_sched.testing import drain
 
 CREATE = "CREATE TABLE mails (id integer PRIMARY KEY, state varchar(20) NOT NULL, address varchar(100))"
@@ -120,6 +123,53 @@ def test_a_hand_that_was_closed_in_this_process_is_none_of_its_business(memory: 
     hand.take(1)
     hand.close()
     assert drain(memory, "mails", lambda address: None) == {"done": 3}
+
+
+def test_ctrl_c_between_two_rows_ends_it_and_the_next_one_goes_on(
+    memory: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def send(address: str) -> None:
+        seen.append(address)
+
+    def ctrl_c(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Traces, "left", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            drain(memory, "mails", send, batch_size=3)
+    assert seen == ["a"]
+    assert set(states(memory).values()) == {"Pending"}
+    assert drain(memory, "mails", send) == {"done": 3}
+    assert seen == ["a", "a", "b", "c"]  # nobody had seen the first one's end
+
+
+def test_what_one_that_was_killed_has_claimed_runs_too(memory: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("nih_sched.testing.work_off", lambda queue: exec("raise SystemExit"))
+        patch.setattr(Producer, "stop", lambda producer: None)
+        with pytest.raises(SystemExit):
+            drain(memory, "mails", lambda address: None)
+    assert set(states(memory).values()) == {"Queued"}
+    assert drain(memory, "mails", lambda address: None) == {"done": 3}
+
+
+def test_rows_that_each_leave_something_behind_take_no_longer_than_others(
+    memory: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back: list[int] = []
+    monkeypatch.setattr(runner, "give_back", lambda site, source, ids: back.extend(ids))
+    with memory.begin() as connection:
+        for n in range(3, 300):
+            connection.execute(text("INSERT INTO mails VALUES (:n, 'Pending', 'x')"), {"n": n})
+
+    def send(id: int) -> None:
+        monkeypatch.setenv("NIH_SCHED_LEFT_BEHIND", str(id))
+
+    assert drain(memory, "mails", send) == {"done": 300}
+    assert back == []
 
 
 def test_the_schedulers_settings_count(memory: Engine) -> None:
