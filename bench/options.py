@@ -49,7 +49,7 @@ def parser(workloads: Sequence[str]) -> argparse.ArgumentParser:
     add("--busy-rate", type=float, default=50.0, help="latency while busy: other rows a second")
     add("--done", type=int, nargs=2, default=[1_000, 10_000_000], metavar="ROWS", help="growth: Done rows beside")
     add("--growth-rows", type=int, default=50_000, help="growth: ready rows in each round")
-    add("--idle-seconds", type=float, default=60.0, help="idle: how long to look; 300 for a record")
+    add("--idle-seconds", type=float, default=60.0, help="idle: how long to look; 300 for a record, 10 at least")
     add("--fair-seconds", type=float, default=20.0, help="fairness: how long both tables are served")
     add("--bulk-rows", type=int, default=1_000_000, help="bulk: rows inserted at once")
     add("--table-rows", type=int, default=1_000_000, help="operator: rows of the table that is looked at")

@@ -210,10 +210,10 @@ def _told(texts: Sequence[bytes], begun: dict[int, tuple[Claim, str]]) -> dict[s
     return ends
 
 
-def _take_back(site: Site, desk: Desk, begun: dict[int, tuple[Claim, str]], patience: float | None = None) -> None:
+def _take_back(site: Site, desk: Desk, begun: dict[int, tuple[Claim, str]], patience: float = FOREVER) -> None:
     for run in {run for _, run in begun.values()}:
         claims = [claim for claim, its_run in begun.values() if its_run == run]
-        Attempts(desk, run, site.worker).take_back(claims, patience=FOREVER if patience is None else patience)
+        Attempts(desk, run, site.worker).take_back(claims, patience=patience)
 
 
 def write_again(site: Site, unwritten: Unwritten) -> bool:

@@ -141,6 +141,7 @@ class _NoPenalty(BaseDeathPenalty):
 class _QuietWorker(SimpleWorker):
     """RQ's in-process worker, in a process whose signals are somebody else's."""
 
+    death_penalty_class = _NoPenalty
     broke: BaseException | None = None
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
@@ -150,8 +151,6 @@ class _QuietWorker(SimpleWorker):
         else:
             self.broke = exc_info[1]
             raise StopRequested
-
-    death_penalty_class = _NoPenalty
 
     def _install_signal_handlers(self) -> None:
         pass

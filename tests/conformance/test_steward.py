@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
-from conformance.places import Events, Place, claim, start
+from conformance.places import Events, Place, claim, only, start
 from nih_sched.model import Ended, Outcome
 from nih_sched.runner import parent
 from nih_sched.runner.hand import Hand
@@ -75,3 +78,25 @@ def test_a_job_whose_rows_began_late_keeps_its_time_for_them(
         hand.tell(Ended(one, Outcome.DONE, at=0.0))
     assert not hand.take(claims[3].id)
     assert place.states() == {1: "Done", 2: "Done", 3: "Started", 4: "Pending", 5: "Pending"}
+
+
+@only("postgresql", "mariadb")
+def test_a_row_that_its_owner_has_locked_holds_it_up_for_a_moment_only(place: Place, hand: Hand) -> None:
+    place.jobs(*["Pending"] * 3)
+    desk = place.desk()
+    claims = claim(desk)
+    start(desk, *claims)
+    assert hand.take(claims[0].id)
+    site: Any = SimpleNamespace(worker="worker")
+    steward = Steward(site, desk.source.name, [one.id for one in claims])
+    steward._claim = claims[0].id
+    with place.engine.connect() as owner:
+        owner.execute(text("UPDATE jobs SET name = 'locked' WHERE id = 3"))
+        end = threading.Timer(40, owner.rollback)
+        end.start()
+        with pytest.raises(DBAPIError):  # and isn't done once the owner is
+            steward._give_rest_back(desk)
+        end.cancel()
+        owner.rollback()
+    assert not hand.take(claims[1].id)  # its horse gives the rest back
+    assert set(place.states().values()) == {"Started"}

@@ -47,6 +47,7 @@ def loud(id):
             number += 1
             print("line", number, "x" * 60)
         time.sleep(0.01)
+    time.sleep(1)  # what has run has yet to return
     print("wrote", number)
 """
 
@@ -113,3 +114,6 @@ def test_many_lines_neither_slow_others_nor_fill_the_ledger(lite: Work) -> None:
     assert attempt.output.startswith("[… ")
     assert len(attempt.output.encode()) < 16_500
     assert len(attempt.output.splitlines()) == 201
+    # The other rows were over before that one.
+    late = "SELECT count(*) FROM nih_sched_attempts WHERE finished_at >= :at AND row_key <> '[1]'"
+    assert lite.sql(late, at=str(attempt.finished_at)) == [(0,)]
